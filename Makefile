@@ -1,0 +1,49 @@
+# make demo    environment, demo clips, the whole pipeline, a page with what came out
+# make test    environment, all tests
+#
+# Variables: ENV       place of the environment
+#            PYTHON    the Python that makes it, 3.11 or newer
+#            OUT       place of the demo's files
+#            VIDEOS, LABELS    your own clips for the demo instead of rendered ones, in BDD100K's layout
+
+ENV ?= .venv
+PYTHON ?= python3
+OUT ?= demo_out
+
+PY := $(ENV)/bin/python
+LAUNCH := $(ENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+IN_OUT := --set run.dir=$(OUT)/runs --set data.frames=$(OUT)/frames
+
+.PHONY: demo test clips
+
+$(ENV)/installed: requirements.txt bootstrap_env.py
+	$(PYTHON) bootstrap_env.py $(ENV) requirements.txt
+	@touch $@
+
+test: $(ENV)/installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest
+
+ifdef VIDEOS
+clips: $(ENV)/installed
+else
+VIDEOS := $(OUT)/videos
+LABELS := $(OUT)/labels/det_20
+clips: $(ENV)/installed
+	$(PY) -m demo.render_clips --out $(OUT)
+endif
+
+# The real FID where its weights can be had; otherwise the distance of random features, under its own name.
+demo: clips
+	$(PY) extract_frames.py --videos $(VIDEOS) $(if $(LABELS),--labels $(LABELS)) --out $(OUT)/frames \
+	    --frames-per-video 12 --short-side 128
+	$(LAUNCH) train_tokenizer.py --config configs/demo_tokenizer.yaml $(IN_OUT)
+	$(LAUNCH) train_maskgit.py --config configs/demo_maskgit.yaml $(IN_OUT) \
+	    --set tokenizer=$(OUT)/runs/demo_tokenizer --set data.tokens=$(OUT)/tokens
+	$(PY) evaluate.py --run $(OUT)/runs/demo_tokenizer --psnr --ssim --codebook
+	for measure in "--run $(OUT)/runs/demo_tokenizer --rfid" "--run $(OUT)/runs/demo_maskgit --gfid"; do \
+	    $(PY) evaluate.py $$measure || $(PY) evaluate.py $$measure --feature-extractor random-inception || exit 1; \
+	done
+	$(PY) generate.py --run $(OUT)/runs/demo_maskgit --num 64 --out $(OUT)/samples
+	$(PY) report.py --runs $(OUT)/runs --out $(OUT)/report

@@ -1,0 +1,1 @@
+"""Driving data: labels, video, frames on disk, tokens on disk."""

@@ -1,0 +1,234 @@
+"""Frames on disk: which there are, which of them a subset takes, and batches of them for training."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.bdd100k import ATTRIBUTES
+from errors import UserError
+
+SUBSET_SALT = b"driving-tokens/subset"
+
+
+class Frame(NamedTuple):
+    """A line of metadata.jsonl, as far as training needs it."""
+
+    file_name: str  # relative to the split's folder
+    timeofday: str | None
+    weather: str | None
+    scene: str | None
+
+
+def list_frames(
+    frames: str | Path,
+    split: str,
+    timeofday: list[str] | None = None,
+    weather: list[str] | None = None,
+    scene: list[str] | None = None,
+    count: int | None = None,
+) -> list[Frame]:
+    """The frames of a split that have one of each listed attribute, the first `count` of them.
+
+    The order is by a salted hash of the file name: it is the same on every machine, looks random, and the
+    order among frames stays when others are added. Raises UserError where there are too few.
+    """
+    metadata = Path(frames) / split / "metadata.jsonl"
+    if not metadata.is_file():
+        raise UserError(f"{metadata}: no frames there; make them with extract_frames.py --out {frames}")
+    wanted = {"timeofday": timeofday, "weather": weather, "scene": scene}
+    chosen, number = [], 0
+    with metadata.open() as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+                frame = Frame(record["file_name"], **{name: record.get(name) for name in ATTRIBUTES})
+            except (ValueError, KeyError) as error:
+                raise UserError(f"{metadata}: line {number} is not a frame's; extract again") from error
+            if all(values is None or getattr(frame, name) in values for name, values in wanted.items()):
+                chosen.append(frame)
+    asked = ", ".join(f"{name} in {values}" for name, values in wanted.items() if values is not None)
+    if not chosen:
+        raise UserError(f"{metadata}: none of its {number} frames has {asked or 'a file name'}")
+    if count is not None and len(chosen) < count:
+        raise UserError(
+            f"{metadata}: {len(chosen)} frames{' with ' + asked if asked else ''}, but the config's count is "
+            f"{count}; extract more or lower the count"
+        )
+    chosen.sort(key=lambda frame: hashlib.blake2b(frame.file_name.encode(), key=SUBSET_SALT).digest())
+    return chosen[:count]
+
+
+def frames_fingerprint(frames: list[Frame]) -> str:
+    """SHA-256, in hex, of the frames' names in their order."""
+    return hashlib.sha256("\n".join(frame.file_name for frame in frames).encode()).hexdigest()
+
+
+def load_image(path: str | Path, size: int, rng: np.random.Generator | None = None) -> np.ndarray:
+    """A JPEG as uint8 (size, size, 3): short side to `size`, then the centre square, or one drawn by `rng`.
+
+    Raises OSError or SyntaxError where it is missing or broken.
+    """
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+    if min(image.size) != size:
+        scale = size / min(image.size)
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    spare_x, spare_y = image.width - size, image.height - size
+    if rng is None:
+        left, top = spare_x // 2, spare_y // 2
+    else:
+        left, top = int(rng.integers(spare_x + 1)), int(rng.integers(spare_y + 1))
+    return np.asarray(image)[top : top + size, left : left + size]
+
+
+class Draw(NamedTuple):
+    """One training example: which item, in which pass over the data."""
+
+    epoch: int
+    index: int
+
+
+class DrawSampler(Sampler[list[Draw]]):
+    """The micro-batches of one process, from `first_step` to `last_step`, in an order fixed by the seed.
+
+    The examples of a run are one stream, pass after pass over the data, each in its own random order; step s
+    takes the next `global_batch_size` of it. So the examples of a step depend neither on the number of
+    processes nor on where a run was interrupted, and a run is one pass of one DataLoader.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        steps: range,
+        seed: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        self.length = length
+        self.global_batch_size = global_batch_size
+        self.micro_batch_size = micro_batch_size
+        self.steps = steps
+        self.seed = seed
+        self.process_index = process_index
+        self.num_processes = num_processes
+
+    def __len__(self) -> int:
+        return len(self.steps) * (self.global_batch_size // (self.micro_batch_size * self.num_processes))
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order, order_epoch = None, -1
+        together = self.micro_batch_size * self.num_processes
+        for step in self.steps:
+            for micro_batch in range(self.global_batch_size // together):
+                start = step * self.global_batch_size + micro_batch * together
+                start += self.process_index * self.micro_batch_size
+                draws = []
+                for position in range(start, start + self.micro_batch_size):
+                    epoch, place = divmod(position, self.length)
+                    if epoch != order_epoch:
+                        order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+                        order_epoch = epoch
+                    draws.append(Draw(epoch, int(order[place])))
+                yield draws
+
+
+class ImageBatch(NamedTuple):
+    """Images as they travel to the device, and what could not be read on the way."""
+
+    images: Tensor  # uint8 (B, 3, H, W)
+    indices: Tensor  # int64 (B,): each image's place in the list of frames
+    broken: list[int]  # places of frames that could not be read
+
+
+class FrameDataset(Dataset):
+    """Frames as uint8 images (3, size, size).
+
+    Asked with a Draw it is a training example: cropped and flipped by a random generator of its own, fixed
+    by the seed, the pass and the frame; a broken JPEG is replaced by the next frame of the list. Asked with
+    an index it is the centre square; a broken JPEG is left out.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        frames: list[Frame],
+        size: int,
+        seed: int = 0,
+        random_crop: bool = False,
+        flip: bool = False,
+    ):
+        self.folder = Path(folder)
+        self.frames = frames
+        self.size = size
+        self.seed = seed
+        self.random_crop = random_crop
+        self.flip = flip
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, key: Draw | int) -> tuple[Tensor | None, int, list[int]]:
+        """Returns the image or None, its place in the list, and the places of broken frames met."""
+        if not isinstance(key, Draw):
+            try:
+                return self._read(key), key, []
+            except (OSError, SyntaxError):
+                return None, key, [key]
+        broken = []
+        for index in chain(range(key.index, len(self.frames)), range(key.index)):
+            rng = np.random.default_rng([self.seed, key.epoch, index])
+            try:
+                return self._read(index, rng), index, broken
+            except (OSError, SyntaxError):
+                broken.append(index)
+        raise UserError(f"{self.folder}: none of its {len(self.frames)} frames can be read")
+
+    def _read(self, index: int, rng: np.random.Generator | None = None) -> Tensor:
+        path = self.folder / self.frames[index].file_name
+        image = load_image(path, self.size, rng if self.random_crop else None)
+        if rng is not None and self.flip and rng.random() < 0.5:
+            image = image[:, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def collate_images(items: list[tuple[Tensor | None, int, list[int]]]) -> ImageBatch:
+    """Items of a FrameDataset as a batch, without those that could not be read."""
+    read = [(image, index) for image, index, _ in items if image is not None]
+    return ImageBatch(
+        images=torch.stack([image for image, _ in read]) if read else torch.empty(0, dtype=torch.uint8),
+        indices=torch.tensor([index for _, index in read], dtype=torch.int64),
+        broken=[index for _, _, broken in items for index in broken],
+    )
+
+
+def evaluation_loader(
+    dataset: FrameDataset, batch_size: int, workers: int, process_index: int = 0, num_processes: int = 1
+) -> DataLoader:
+    """Every frame of the dataset once over all processes, in batches of at most `batch_size`."""
+    mine = range(process_index, len(dataset), num_processes)
+    batches = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=min(workers, len(batches)),
+        collate_fn=collate_images,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or it would draw from the run's random numbers
+    )
+
+
+def to_unit_range(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 images (B, 3, H, W) to float32 in [0, 1] on the device."""
+    return images.to(device, non_blocking=True).float() / 255

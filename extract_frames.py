@@ -1,0 +1,341 @@
+"""Take frames out of driving video: a JPEG a frame, by split and video, and a metadata.jsonl a split.
+
+    python extract_frames.py --videos bdd100k/videos --labels bdd100k/labels/det_20 --out frames
+
+A clip's folder appears by a rename once all its JPEGs and its part of the metadata are in it. So a clip is
+done or untouched wherever the command is interrupted, and the same command goes on from there. Every run, and
+every shard of a job array, ends by putting metadata.jsonl together from all clips that are done.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import contextlib
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from tqdm import tqdm
+
+from data.bdd100k import ATTRIBUTES, read_labels
+from data.video import Clip
+from errors import UserError, command
+
+SUFFIXES = (".mov", ".mp4", ".m4v", ".avi", ".mkv", ".webm", ".ts")
+SPLITS = ("train", "val")
+VAL_FRACTION = 0.2  # where neither folders nor --val-fraction tell
+SALT = b"driving-tokens/clips"
+RECORD = ".frames.json"  # in the folder of a clip that is done: its part of the metadata
+OPTIONS = ".extraction"  # in the output folder: the options that all its clips share
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+class Job(NamedTuple):
+    path: Path
+    folder: Path  # out/split/video
+    labels: dict[str, str | None]
+    selection: tuple[str, int | Fraction | list[Fraction]]  # frames-per-video, fps or times, and its value
+    short_side: int
+
+
+class Outcome(NamedTuple):
+    frames: int = 0
+    past_end: int = 0  # how many of --times are after the clip's end
+    error: str | None = None
+
+
+@command
+def main():
+    args = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what batch systems send: leave in good order
+    labels = read_labels(args.labels) if args.labels else {}
+    unlabelled = dict.fromkeys(ATTRIBUTES)
+    jobs = []
+    for split, path in choose_clips(find_clips(args), labels, args):
+        folder, attributes = args.out / split / path.stem, labels.get(path.stem, unlabelled)
+        jobs.append(Job(path, folder, attributes, args.selection, args.short_side))
+    frames, past_end, errors = 0, 0, []
+    try:
+        keep_options(args)
+        todo = [job for job in jobs if not is_done(job.folder)]
+        try:
+            progress = tqdm(total=len(todo), unit="clip")
+            with progress as bar, contextlib.closing(extract_clips(todo, args.workers)) as outcomes:
+                for outcome in outcomes:
+                    if outcome.error:
+                        if args.strict:
+                            raise UserError(f"{outcome.error} (without --strict it would be skipped)")
+                        errors.append(outcome.error)
+                    frames, past_end = frames + outcome.frames, past_end + outcome.past_end
+                    rate = frames / max(bar.format_dict["elapsed"], 0.001)
+                    bar.set_postfix({"frames": frames, "frames/s": f"{rate:.1f}"}, refresh=False)
+                    bar.update()
+        finally:
+            for split in SPLITS:
+                write_metadata(args.out / split, labels)
+    except OSError as error:
+        raise UserError(f"{error.filename or args.out}: {error.strerror or error}") from error
+
+    before = f"; {len(jobs) - len(todo)} clips were done before" if len(todo) < len(jobs) else ""
+    print(f"{args.out}: {frames} frames of {len(todo) - len(errors)} clips{before}")
+    if past_end:
+        print(f"skipped {past_end} times past the end of their clip")
+    if errors:
+        print(f"skipped {len(errors)} clips:", *sorted(errors), sep="\n  ")
+    if jobs and len(errors) == len(jobs):
+        raise UserError(f"{args.videos}: none of its {len(jobs)} clips gave frames")
+
+
+def parse_arguments() -> argparse.Namespace:
+    def at_least(lowest, kind=int):
+        def number(text):
+            value = kind(text)
+            if value < lowest:
+                raise argparse.ArgumentTypeError(f"{text} is less than {lowest}")
+            return value
+
+        return number
+
+    def frames_per_video(text):
+        return "frames-per-video", at_least(1)(text)
+
+    def fps(text):
+        return "fps", at_least(Fraction(1, 3600), Fraction)(text)
+
+    def times(text):
+        return "times", sorted({at_least(0, Fraction)(time) for time in text.split(",")})
+
+    def shard(text):
+        index, count = map(int, text.split("/"))
+        if not 0 <= index < count:
+            raise argparse.ArgumentTypeError(f"shards of {count} count from 0/{count} to {count - 1}/{count}")
+        return index, count
+
+    def values(text):
+        return text.split(",")
+
+    parser = argparse.ArgumentParser(description="Take frames out of driving video.")
+    add = parser.add_argument
+    add("--videos", type=Path, required=True, help="folder of clips, perhaps with train/ and val/ in it")
+    add("--labels", type=Path, help="BDD100K's labels, new form or old: their folder or a file")
+    add("--out", type=Path, default=Path("frames"), help="folder to write to (default: frames)")
+    which = parser.add_mutually_exclusive_group()
+    for option, kind, metavar, help in [
+        ("--frames-per-video", frames_per_video, "N", "N frames a clip, evenly spread (default: 2)"),
+        ("--fps", fps, "F", "F frames a second"),
+        ("--times", times, "T,T", "the frames on screen at these seconds: 10.0,20.0"),
+    ]:
+        which.add_argument(option, type=kind, dest="selection", metavar=metavar, help=help)
+    add("--short-side", type=at_least(0), default=256, help="to resize to; 0 keeps the size (default: 256)")
+    for name in ATTRIBUTES:
+        add(f"--{name}", type=values, action="extend", help="only clips so labelled; several: a,b")
+    add("--limit", type=at_least(1), help="only so many clips, the same ones on every machine")
+    add("--shard", type=shard, default=(0, 1), metavar="i/n", help="a part of the clips, 0/n to n-1/n")
+    add("--val-fraction", type=at_least(0, float), help="split by video, and put so much in val")
+    add("--workers", type=at_least(1), default=CPUS, help=f"processes (default: one a CPU, here {CPUS})")
+    add("--strict", action="store_true", help="stop at the first clip that cannot be read")
+    parser.set_defaults(selection=("frames-per-video", 2))
+    return parser.parse_args()
+
+
+def find_clips(args: argparse.Namespace) -> list[tuple[str, Path]]:
+    """(split, path) of every clip under `--videos`: split by folder, or else by a hash of the clip's name."""
+    if not args.videos.is_dir():
+        raise UserError(f"{args.videos}: no such folder")
+    folders = [split for split in SPLITS if (args.videos / split).is_dir()]
+    if args.val_fraction is None and not folders:
+        args.val_fraction = VAL_FRACTION
+        print(
+            f"{args.videos}: no train/ or val/, so {VAL_FRACTION:.0%} of its clips go to val (--val-fraction)"
+        )
+    if args.val_fraction is None:
+        clips = [(split, path) for split in folders for path in clips_under(args.videos / split)]
+        if (args.videos / "test").is_dir():
+            print(f"{args.videos / 'test'} is left out; with --val-fraction it would be split like the rest")
+    else:
+        paths = clips_under(args.videos)
+        clips = [(SPLITS[name_hash(path) < args.val_fraction], path) for path in paths]
+    if not clips:
+        raise UserError(f"{args.videos}: no clips in it ({', '.join(SUFFIXES)})")
+    by_name = {}
+    for _, path in clips:
+        if by_name.setdefault(path.stem, path) != path:
+            raise UserError(f"{path}: named like {by_name[path.stem]}; rename one of them")
+    return clips
+
+
+def clips_under(folder: Path) -> list[Path]:
+    """Every clip in a folder and the folders in it, hidden files left out."""
+    paths = folder.rglob("[!.]*")
+    return [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
+
+
+def name_hash(path: Path) -> float:
+    """A number from 0 to 1 that looks random and depends on the clip's name alone."""
+    return int.from_bytes(hashlib.blake2b(path.stem.encode(), key=SALT, digest_size=8).digest()) / 2**64
+
+
+def choose_clips(clips: list, labels: dict, args: argparse.Namespace) -> list[tuple[str, Path]]:
+    """The clips that the filters, `--limit` and `--shard` leave, ordered by hash: a limit takes a sample."""
+    if labels:
+        print(f"{sum(path.stem in labels for _, path in clips)} of {len(clips)} clips are labelled")
+    for name in ATTRIBUTES:
+        if (wanted := getattr(args, name)) is None:
+            continue
+        known = sorted({label[name] for label in labels.values()} - {None})
+        if unknown := set(wanted) - set(known):
+            known = ", ".join(known) if labels else "nothing without --labels"
+            raise UserError(f"--{name} {','.join(sorted(unknown))}: there is {known}")
+        clips = [(split, path) for split, path in clips if labels.get(path.stem, {}).get(name) in wanted]
+    if not clips:
+        raise UserError(f"{args.videos}: no clip is labelled as asked")
+    index, count = args.shard
+    return sorted(clips, key=lambda clip: name_hash(clip[1]))[: args.limit][index::count]
+
+
+def keep_options(args: argparse.Namespace):
+    """Write down what the clips in the output folder have to agree in, or see that it is as before."""
+    option, value = args.selection
+    shown = ",".join(f"{float(time)}" for time in value) if option == "times" else value
+    options = f"--{option} {shown} --short-side {args.short_side}"
+    if args.val_fraction is not None:
+        options += f" --val-fraction {args.val_fraction}"
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not (args.out / OPTIONS).exists():
+        write_whole(args.out / OPTIONS, options)
+    if (before := (args.out / OPTIONS).read_text()) != options:
+        raise UserError(f"{args.out}: made with {before}, not {options}; keep to that or take another --out")
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a clip's folder has its record, and every frame that is in that."""
+    try:
+        rows = json.loads((folder / RECORD).read_text())
+        return {Path(row["file_name"]).name for row in rows} <= set(os.listdir(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def extract_clips(jobs: list[Job], workers: int) -> Iterator[Outcome]:
+    """The outcome of each job as it gets done.
+
+    One that takes its worker down (a crash in the decoder, too little memory) is an error like others: the
+    jobs then under way are tried again, each in a process of its own, to see which it is.
+    """
+    waiting = collections.deque(jobs)
+    while waiting:
+        under_way = {}
+        with start_workers(workers) as pool, contextlib.suppress(BrokenProcessPool):
+            while waiting or under_way:
+                while waiting and len(under_way) < 2 * workers:
+                    under_way[pool.submit(extract_clip, waiting[0])] = waiting[0]
+                    waiting.popleft()
+                done, _ = concurrent.futures.wait(under_way, return_when="FIRST_COMPLETED")
+                for future in done:
+                    yield future.result()
+                    del under_way[future]
+        for job in under_way.values():
+            with start_workers(1) as pool:
+                try:
+                    yield pool.submit(extract_clip, job).result()
+                except BrokenProcessPool:
+                    yield Outcome(error=f"{job.path}: decoding it crashed, or ran out of memory")
+
+
+def start_workers(count: int) -> concurrent.futures.ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")  # the same on every system
+    return concurrent.futures.ProcessPoolExecutor(count, context, initializer=set_up_worker)
+
+
+def set_up_worker():
+    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
+
+    def follow_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def extract_clip(job: Job) -> Outcome:
+    """Write a clip's frames and record beside its folder, then rename."""
+    video = job.folder.name
+    partial = job.folder.with_name(f".{video}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    rows = []
+    try:
+        with Clip(job.path) as clip:
+            indices = choose_frames(clip, *job.selection)
+            for index, array in clip.frames(set(indices) - {None}):
+                image = resize(Image.fromarray(array), job.short_side)
+                name = f"{video}-{index + 1:07d}.jpg"
+                image.save(partial / name, quality=95)
+                row = {"file_name": f"{video}/{name}", "video": video, "frame": index + 1}
+                row["timestamp_ms"] = clip.milliseconds(index)
+                row["width"], row["height"] = image.size
+                rows.append(row | job.labels)
+    except UserError as error:
+        shutil.rmtree(partial)
+        return Outcome(error=str(error))
+    (partial / RECORD).write_text(json.dumps(rows))
+    shutil.rmtree(job.folder, ignore_errors=True)  # there only if it has lost frames
+    partial.rename(job.folder)
+    return Outcome(frames=len(rows), past_end=indices.count(None))
+
+
+def choose_frames(clip: Clip, option: str, value: int | Fraction | list[Fraction]) -> list[int | None]:
+    """The indices that the option asks for, None for a time past the end."""
+    if option == "times":
+        return [clip.at(time) for time in value]
+    return clip.every(value) if option == "fps" else clip.spread(value)
+
+
+def resize(image: Image.Image, short_side: int) -> Image.Image:
+    if short_side in (0, min(image.size)):
+        return image
+    scale = short_side / min(image.size)
+    return image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
+
+
+def write_metadata(folder: Path, labels: dict):
+    """Put a split's metadata.jsonl together from the clips that are done, with the labels this run has."""
+    if not folder.is_dir():
+        return
+    with open(folder / ".lock", "w") as lock:
+        with contextlib.suppress(OSError):  # shards take turns, but for file systems without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = []
+        for record in folder.glob(f"[!.]*/{RECORD}"):
+            rows += json.loads(record.read_text())
+        rows.sort(key=lambda row: row["file_name"])
+        lines = [json.dumps(row | labels.get(row["video"], {})) + "\n" for row in rows]
+        if lines:
+            write_whole(folder / "metadata.jsonl", "".join(lines))
+        else:  # an empty one would fail to load
+            (folder / "metadata.jsonl").unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str):
+    """Write a file beside its place, then rename, so that it is never seen half-written."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+if __name__ == "__main__":
+    main()

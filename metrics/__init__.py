@@ -1,0 +1,1 @@
+"""What is measured on images and codes: Fréchet distances, image similarity, codebook statistics."""

@@ -1,0 +1,87 @@
+"""The adversary: a patch discriminator, its hinge losses and LeCam regularisation."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PatchGAN(nn.Module):
+    """Real or fake, judged patch by patch (Isola et al. 2017, arXiv 1611.07004, section 3.2).
+
+    `layers` halvings of the image, then two convolutions at that size; with 3 layers a logit sees 70×70
+    pixels. GroupNorm where the original has batch norm, so that a logit depends on its own image alone,
+    however the batch is split. `channels`, the first layer's width, is a multiple of 8.
+    """
+
+    def __init__(self, channels: int = 64, layers: int = 3):
+        super().__init__()
+        blocks = [nn.Conv2d(3, channels, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        width = channels
+        for layer in range(1, layers + 1):
+            wider = channels * min(2**layer, 8)
+            stride = 2 if layer < layers else 1
+            blocks += [
+                nn.Conv2d(width, wider, kernel_size=4, stride=stride, padding=1, bias=False),
+                nn.GroupNorm(16, wider),
+                nn.LeakyReLU(0.2),
+            ]
+            width = wider
+        self.blocks = nn.Sequential(*blocks, nn.Conv2d(width, 1, kernel_size=4, padding=1))
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B,3,H,W) in [0,1] to logits (B,1,h,w), high where real; 256×256 pixels give 30×30."""
+        return self.blocks(images * 2 - 1)
+
+
+def _initialise(module: nn.Module) -> None:
+    # Radford et al. 2016 (DCGAN, arXiv 1511.06434), section 4, as every PatchGAN since
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, mean=0.0, std=0.02)
+    elif isinstance(module, nn.GroupNorm):
+        nn.init.normal_(module.weight, mean=1.0, std=0.02)
+    if getattr(module, "bias", None) is not None:
+        nn.init.zeros_(module.bias)
+
+
+def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Scalar hinge loss (Lim and Ye 2017, arXiv 1705.02894), its two halves averaged as in VQGAN."""
+    real = F.relu(1 - real_logits.float()).mean()
+    fake = F.relu(1 + fake_logits.float()).mean()
+    return (real + fake) / 2
+
+
+def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
+    """Scalar: minus the mean logit of the generator's images."""
+    return -fake_logits.float().mean()
+
+
+class LeCam(nn.Module):
+    """LeCam regularisation of the discriminator (Tseng et al. 2021, arXiv 2104.03310, equation 5).
+
+    Holds running means of the logits of real and of fake images (its buffers), zero at first, and pulls each
+    kind's logits towards the other kind's mean. The authors' code squares only what is on the far side of
+    that mean, which we follow.
+    """
+
+    def __init__(self, decay: float = 0.999):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("real", torch.zeros(()))
+        self.register_buffer("fake", torch.zeros(()))
+
+    def penalty(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """Scalar penalty of logits of any shape.
+
+        A mean over single logits, as in the paper, not a function of the batch's mean logits, so that the
+        mean over micro-batches of one size is the penalty of the whole batch.
+        """
+        real = F.relu(real_logits.float() - self.fake).square().mean()
+        fake = F.relu(self.real - fake_logits.float()).square().mean()
+        return real + fake
+
+    @torch.no_grad()
+    def update(self, real_mean: Tensor, fake_mean: Tensor) -> None:
+        """Move the running means towards a whole step's mean logits (scalars over all processes)."""
+        self.real.lerp_(real_mean.float(), 1 - self.decay)
+        self.fake.lerp_(fake_mean.float(), 1 - self.decay)

@@ -1,0 +1,100 @@
+"""Vector quantization: latents to the nearest of a learned set of codes."""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class Quantized(NamedTuple):
+    """What the quantizer makes of latents z."""
+
+    latents: Tensor  # (..., D): z in float32, L2-normalised where the quantizer normalises
+    quantized: Tensor  # (..., D): the nearest codes, with the gradient of `latents` (straight-through)
+    codes: Tensor  # (...,) int64
+    codebook_loss: Tensor  # scalar: moves the codes towards the latents
+    commitment_loss: Tensor  # scalar: moves the latents towards their codes
+    entropy_loss: Tensor  # scalar: sharp for each latent, even over all of them; 0 where not asked for
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest-code quantizer (VQ-VAE, arXiv 1711.00937, eq. 1-3) over `codebook_size` codes of `token_size`.
+
+    With `l2_normalize` latents and codes lie on the unit sphere (ViT-VQGAN, arXiv 2110.04627, section 3.2).
+    `entropy_temperature` divides the negative squared distances in the softmax of the entropy loss.
+    All distances are computed in float32 whatever the autocast.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int = 4096,
+        token_size: int = 16,
+        l2_normalize: bool = True,
+        entropy_temperature: float = 0.01,
+    ):
+        super().__init__()
+        self.codebook_size = codebook_size
+        self.token_size = token_size
+        self.l2_normalize = l2_normalize
+        self.entropy_temperature = entropy_temperature
+        self.codebook = nn.Parameter(torch.randn(codebook_size, token_size) * token_size**-0.5)
+
+    def codes_as_used(self) -> Tensor:
+        """The codebook (codebook_size, D) in float32, L2-normalised where the quantizer normalises."""
+        codebook = self.codebook.float()
+        return F.normalize(codebook, dim=-1) if self.l2_normalize else codebook
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes int64 (...) to their vectors float32 (..., D)."""
+        return F.embedding(codes, self.codes_as_used())
+
+    def forward(self, z: Tensor, with_entropy: bool = False) -> Quantized:
+        """Quantize z (..., D). `with_entropy` adds the entropy loss, the costliest part, in training."""
+        with torch.autocast(z.device.type, enabled=False):
+            codebook = self.codes_as_used()
+            latents = F.normalize(z.float(), dim=-1) if self.l2_normalize else z.float()
+            flat = rearrange(latents, "... d -> (...) d")
+
+            with torch.set_grad_enabled(with_entropy and torch.is_grad_enabled()):
+                distances = squared_distances(flat, codebook)
+            codes = distances.argmin(dim=1).view(latents.shape[:-1])
+            nearest = F.embedding(codes, codebook)
+
+            zero = latents.new_zeros(())
+            return Quantized(
+                latents=latents,
+                quantized=latents + (nearest - latents).detach(),
+                codes=codes,
+                codebook_loss=F.mse_loss(nearest, latents.detach()),
+                commitment_loss=F.mse_loss(latents, nearest.detach()),
+                entropy_loss=entropy_loss(-distances / self.entropy_temperature) if with_entropy else zero,
+            )
+
+
+def squared_distances(latents: Tensor, codebook: Tensor) -> Tensor:
+    """Squared Euclidean distances (N, codebook_size) of latents (N, D) to codes (codebook_size, D)."""
+    norms = latents.square().sum(dim=1, keepdim=True) + codebook.square().sum(dim=1)
+    return torch.addmm(norms, latents, codebook.T, alpha=-2)
+
+
+def entropy_loss(logits: Tensor) -> Tensor:
+    """E[H(p)] - H(E[p]) in nats, p = softmax(logits) over the codes (MAGVIT-v2, arXiv 2310.05737, eq. 5).
+
+    logits: (N, codebook_size). The outer mean E[p] spans the latents of all processes of a torch.distributed
+    job: its value is the mean over processes, its gradient the local one, so that gradients averaged over
+    processes (as DDP does) are those of the whole batch.
+    """
+    log_p = logits.log_softmax(dim=1)
+    p = log_p.exp()
+    entropy_of_each = -(p * log_p).sum(dim=1).mean()
+    mean_p = p.mean(dim=0)
+    if dist.is_available() and dist.is_initialized():
+        over_processes = mean_p.detach().clone()
+        dist.all_reduce(over_processes)
+        over_processes /= dist.get_world_size()
+        mean_p = mean_p + (over_processes - mean_p).detach()
+    entropy_of_mean = torch.special.entr(mean_p.clamp_min(torch.finfo(mean_p.dtype).tiny)).sum()
+    return entropy_of_each - entropy_of_mean

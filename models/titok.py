@@ -1,0 +1,118 @@
+"""TiTok: an image as K discrete tokens in a 1D sequence (arXiv 2406.07550)."""
+
+import torch
+from einops import rearrange, repeat
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from models.encoder import LatentEncoder
+from models.quantizer import VectorQuantizer
+from models.tokenizer import Tokenizer
+
+
+class TiTok(Tokenizer):
+    """image → patches ⊕ K latents → ViT → the K outputs → quantizer → ⊕ mask tokens → ViT → pixels.
+
+    `encoder` and `decoder` are sizes, `{"width", "depth", "heads"}`; the encoder's `init` names the source
+    whose architecture it has (models.encoder); models.pretrained loads its weights. `quantizer` holds the
+    arguments of VectorQuantizer.
+    """
+
+    kind = "titok"
+
+    def __init__(
+        self,
+        image_size: int = 256,
+        patch_size: int = 16,
+        num_tokens: int = 64,
+        encoder: dict | None = None,
+        decoder: dict | None = None,
+        quantizer: dict | None = None,
+    ):
+        vit_b = {"width": 768, "depth": 12, "heads": 12}
+        encoder, decoder, quantizer = encoder or {"init": "none", **vit_b}, decoder or vit_b, quantizer or {}
+        super().__init__(image_size, num_tokens, VectorQuantizer(**quantizer))
+        self.config = {
+            "kind": self.kind,
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "num_tokens": num_tokens,
+            "encoder": encoder,
+            "decoder": decoder,
+            "quantizer": quantizer,
+        }
+        token_size = self.quantizer.token_size
+        self.encoder = LatentEncoder(
+            **encoder, image_size=image_size, patch_size=patch_size, num_latents=num_tokens
+        )
+        self.to_tokens = nn.Linear(encoder["width"], token_size)
+        self.decoder = PixelDecoder(image_size, patch_size, num_tokens, token_size, **decoder)
+
+    def to_latents(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to latents (B, K, token_size), before quantization."""
+        return self.to_tokens(self.encoder(images))
+
+    def to_images(self, quantized: Tensor) -> Tensor:
+        """Quantized latents (B, K, token_size) to images (B, 3, H, W), not clamped."""
+        return self.decoder(quantized)
+
+
+class PixelDecoder(nn.Module):
+    """ViT from K quantized tokens and one mask token repeated over the patch grid to pixels.
+
+    The sequence is [class token, grid of mask tokens, K tokens]; the grid's outputs become patches of
+    pixels, and a 3×3 convolution smooths over the patches' borders.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        num_tokens: int,
+        token_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+    ):
+        super().__init__()
+        self.patch_size = patch_size
+        self.grid = image_size // patch_size
+        self.from_tokens = nn.Linear(token_size, width)
+        self.class_token = nn.Parameter(torch.zeros(width))
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.positions = nn.Parameter(torch.zeros(1 + self.grid**2, width))
+        self.token_positions = nn.Parameter(torch.zeros(num_tokens, width))
+        self.norm_pre = nn.LayerNorm(width)
+        self.blocks = nn.Sequential(*[Block(width, heads, qkv_bias=True) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width)
+        self.to_pixels = nn.Linear(width, 3 * patch_size**2)
+        self.smooth = nn.Conv2d(3, 3, kernel_size=3, padding=1)
+
+        for parameter in (self.class_token, self.mask_token, self.positions, self.token_positions):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        # The first outputs are close to mid-grey, unsmoothed.
+        nn.init.trunc_normal_(self.to_pixels.weight, std=0.002)
+        nn.init.constant_(self.to_pixels.bias, 0.5)
+        nn.init.dirac_(self.smooth.weight)
+        nn.init.zeros_(self.smooth.bias)
+
+    def forward(self, quantized: Tensor) -> Tensor:
+        """Quantized latents (B, K, token_size) to images (B, 3, H, W), meant for [0, 1] but not clamped."""
+        tokens = self.from_tokens(quantized) + self.token_positions
+        grid = repeat(self.mask_token, "d -> n d", n=self.grid**2)
+        grid = torch.cat([self.class_token[None], grid]) + self.positions
+        x = torch.cat([repeat(grid, "n d -> b n d", b=len(tokens)), tokens], dim=1)
+        x = self.norm(self.blocks(self.norm_pre(x)))
+        patches = self.to_pixels(x[:, 1 : 1 + self.grid**2])
+        pixels = rearrange(
+            patches,
+            "b (h w) (p q c) -> b c (h p) (w q)",
+            h=self.grid,
+            p=self.patch_size,
+            q=self.patch_size,
+        )
+        return self.smooth(pixels)

@@ -1,0 +1,51 @@
+"""What every tokenizer is: an encoder to latents, a quantizer, a decoder to pixels."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.quantizer import Quantized, VectorQuantizer
+
+
+class Reconstruction(NamedTuple):
+    """A tokenizer's forward pass: the images it gives back, and what its quantizer did."""
+
+    images: Tensor  # (B, 3, H, W), not clamped
+    quantized: Quantized
+
+
+class Tokenizer(nn.Module):
+    """Images to K discrete tokens and back.
+
+    A subclass has `kind`, `config` (its constructor's arguments, as JSON holds them), `to_latents` and
+    `to_images`; a tokenizer of a 2D grid reads the grid's rows one after another as its K tokens.
+    """
+
+    def __init__(self, image_size: int, num_tokens: int, quantizer: VectorQuantizer):
+        super().__init__()
+        self.image_size = image_size
+        self.num_tokens = num_tokens
+        self.quantizer = quantizer
+        self.codebook_size = quantizer.codebook_size
+
+    def forward(self, images: Tensor, with_entropy: bool = False) -> Reconstruction:
+        """Reconstruct images (B, 3, H, W) in [0, 1], with the quantizer's losses."""
+        quantized = self.quantizer(self.to_latents(images), with_entropy)
+        return Reconstruction(self.to_images(quantized.quantized), quantized)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images float (B, 3, H, W) in [0, 1] to codes int64 (B, K). Raises ValueError on another size."""
+        if images.shape[1:] != (3, self.image_size, self.image_size):
+            raise ValueError(
+                f"images are {tuple(images.shape)}, not (B, 3, {self.image_size}, {self.image_size})"
+            )
+        return self.quantizer(self.to_latents(images)).codes
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes int64 (B, K) to images float (B, 3, H, W) in [0, 1]. Raises ValueError on another K."""
+        if codes.shape[1:] != (self.num_tokens,):
+            raise ValueError(f"codes are {tuple(codes.shape)}, not (B, {self.num_tokens})")
+        return self.to_images(self.quantizer.lookup(codes)).float().clamp(0, 1)

@@ -1,0 +1,129 @@
+"""What the tests share: made frames, tiny configs, and the commands run as a user would run them."""
+
+import io
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+TINY_TOKENIZER = """
+data: {{frames: {frames}, workers: 0}}
+model:
+  image_size: 32
+  patch_size: 8
+  num_tokens: 8
+  encoder: {{width: 32, depth: 2, heads: 2}}
+  decoder: {{width: 32, depth: 2, heads: 2}}
+  quantizer: {{codebook_size: 64, token_size: 8}}
+discriminator: {{channels: 16, layers: 2}}
+losses: {{lpips: 0, convnext: 0, adversarial_start: 1, lecam: 0.1}}
+run: {{dir: {runs}, tracker: none}}
+training: {{max_steps: 4, global_batch_size: 8, device_batch_size: 8, warmup_steps: 2, log_every: 1,
+  validate_every: 4, checkpoint_every: 2}}
+"""
+
+TINY_GENERATOR = """
+tokenizer: {tokenizer}
+data: {{frames: {frames}, tokens: {tokens}, workers: 0}}
+model: {{width: 32, depth: 2, heads: 2, dropout: 0.1}}
+run: {{dir: {runs}, tracker: none}}
+training: {{max_steps: 4, global_batch_size: 8, device_batch_size: 8, warmup_steps: 2, log_every: 1,
+  validate_every: 4, checkpoint_every: 2}}
+"""
+
+
+def make_frames(folder: Path, train: int, val: int, size: tuple[int, int] = (48, 32)) -> Path:
+    """A frames folder of smooth random pictures, half of them of the night."""
+    for split, count in (("train", train), ("val", val)):
+        lines = []
+        for number in range(count):
+            rng = np.random.default_rng([split == "val", number])
+            coarse = Image.fromarray(rng.integers(256, size=(4, 6, 3), dtype=np.uint8))
+            name = f"video{number % 5}/video{number % 5}-{number + 1:07d}.jpg"
+            (folder / split / name).parent.mkdir(parents=True, exist_ok=True)
+            coarse.resize(size, Image.Resampling.BICUBIC).save(folder / split / name, quality=95)
+            timeofday = "night" if number % 2 else "daytime"
+            record = {"file_name": name, "timeofday": timeofday, "weather": None, "scene": None}
+            lines.append(json.dumps(record))
+        (folder / split / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def frames(tmp_path_factory) -> Path:
+    """20 training and 7 validation frames of 48×32."""
+    return make_frames(tmp_path_factory.mktemp("frames"), train=20, val=7)
+
+
+# One thread a process, no GPU, nothing from the Hub: for the tests and the commands they start.
+os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+os.environ["PYTHONWARNINGS"] = "ignore"
+
+
+def command(script: str, *arguments: object, processes: int = 1) -> list[str]:
+    """The command line of a script, under accelerate launch where there are several processes."""
+    launcher = []
+    if processes > 1:
+        launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [sys.executable, *launcher, script, *map(str, arguments)]
+
+
+def run_script(
+    script: str, *arguments: object, processes: int = 1, fails: bool = False, **variables: str
+) -> str:
+    """Run a script to its end as a user would, and return what it printed on stdout and stderr.
+
+    It has to exit with 0, or, if it `fails`, otherwise and without a traceback. With several processes it is
+    launched; with one it runs here, which saves the seconds that importing torch takes each time.
+    """
+    if processes > 1:
+        done = subprocess.run(
+            command(script, *arguments, processes=processes),
+            cwd=ROOT,
+            env=os.environ | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        output, status = done.stdout, done.returncode
+    else:
+        output, status = _run_here(script, [str(argument) for argument in arguments], variables)
+    assert (status != 0) == fails, output
+    assert not (fails and "Traceback" in output), output
+    return output
+
+
+def _run_here(script: str, arguments: list[str], variables: dict[str, str]) -> tuple[str, int]:
+    printed, status = io.StringIO(), 0
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(printed):
+        patch.setattr(sys, "argv", [script, *arguments])
+        patch.chdir(ROOT)
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code or 0
+        except Exception:
+            printed.write(traceback.format_exc())
+            status = 1
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return printed.getvalue(), status

@@ -1,0 +1,115 @@
+"""The quantizer against float64 formulas, a library's search, and itself split over processes."""
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from vector_quantize_pytorch import VectorQuantize
+
+from models.quantizer import VectorQuantizer, entropy_loss
+
+
+def reference(z, codebook, l2_normalize, temperature):
+    """Everything the quantizer computes, in float64 numpy, by the definitions."""
+    z, codebook = np.asarray(z, np.float64), np.asarray(codebook, np.float64)
+    if l2_normalize:
+        z = z / np.linalg.norm(z, axis=1, keepdims=True)
+        codebook = codebook / np.linalg.norm(codebook, axis=1, keepdims=True)
+    distances = ((z[:, None] - codebook[None]) ** 2).sum(-1)
+    codes = distances.argmin(1)
+    error = ((z - codebook[codes]) ** 2).mean()
+    p = np.exp(-distances / temperature - (-distances / temperature).max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    entropy = lambda q: -(q * np.log(np.maximum(q, 1e-300))).sum(-1)  # noqa: E731
+    return codes, codebook[codes], error, entropy(p).mean() - entropy(p.mean(0))
+
+
+@pytest.mark.parametrize("l2_normalize", [True, False])
+def test_against_float64(l2_normalize):
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(512, 16, l2_normalize, entropy_temperature=0.1)
+    z = torch.randn(40, 16)
+    out = quantizer(z.view(5, 8, 16), with_entropy=True)
+    codes, nearest, error, entropy = reference(z, quantizer.codebook.detach(), l2_normalize, 0.1)
+    assert out.codes.shape == (5, 8) and out.codes.dtype == torch.int64
+    np.testing.assert_array_equal(out.codes.flatten(), codes)
+    np.testing.assert_allclose(out.quantized.detach().view(40, 16), nearest, atol=1e-6)
+    np.testing.assert_allclose(out.codebook_loss.item(), error, rtol=1e-5)
+    np.testing.assert_allclose(out.commitment_loss.item(), error, rtol=1e-5)
+    np.testing.assert_allclose(out.entropy_loss.item(), entropy, rtol=1e-4)
+    torch.testing.assert_close(quantizer.lookup(out.codes), out.quantized.detach())
+
+
+def test_codes_are_those_of_a_library():
+    torch.manual_seed(1)
+    library = VectorQuantize(dim=16, codebook_size=512, use_cosine_sim=True).eval()
+    quantizer = VectorQuantizer(512, 16, l2_normalize=True)
+    quantizer.codebook.data.copy_(library.codebook)
+    z = torch.randn(3, 50, 16)
+    assert torch.equal(quantizer(z).codes, library(z)[1])
+
+
+def test_gradients():
+    torch.manual_seed(2)
+    quantizer = VectorQuantizer(32, 4, l2_normalize=False)
+    z = torch.randn(6, 4, requires_grad=True)
+    out = quantizer(z)
+    weight = torch.randn(6, 4)
+    (out.quantized * weight).sum().backward()
+    torch.testing.assert_close(z.grad, weight)  # straight through
+    assert quantizer.codebook.grad is None or not quantizer.codebook.grad.any()
+
+    out = quantizer(z)
+    (codebook_grad,) = torch.autograd.grad(out.codebook_loss, quantizer.codebook, retain_graph=True)
+    assert torch.autograd.grad(out.codebook_loss, z, allow_unused=True, retain_graph=True)[0] is None
+    used = torch.zeros(32, dtype=torch.bool)
+    used[out.codes] = True
+    assert codebook_grad[used].abs().sum(1).gt(0).all() and not codebook_grad[~used].any()
+    (z_grad,) = torch.autograd.grad(out.commitment_loss, z)
+    torch.testing.assert_close(z_grad, 2 * (z - out.quantized).detach() / z.numel())
+
+
+def test_distances_stay_float32_under_autocast():
+    torch.manual_seed(3)
+    quantizer = VectorQuantizer(4096, 16)
+    z = torch.randn(200, 16)
+    plain = quantizer(z, with_entropy=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = quantizer(z, with_entropy=True)
+    assert torch.equal(plain.codes, under_autocast.codes)
+    assert plain.entropy_loss == under_autocast.entropy_loss
+
+
+def test_entropy_loss_extremes():
+    codes = 64
+    spread = torch.eye(codes) * 1e4  # each latent sure of a code of its own: 0 - log(codes)
+    torch.testing.assert_close(entropy_loss(spread).item(), -float(np.log(codes)), rtol=1e-5, atol=0)
+    collapsed = torch.zeros(codes, codes)
+    collapsed[:, 0] = 1e4  # all sure of the same code
+    collapsed.requires_grad_(True)
+    loss = entropy_loss(collapsed)
+    assert abs(loss.item()) < 1e-20
+    loss.backward()
+    assert collapsed.grad.isfinite().all()
+
+
+def _entropy_on_process(rank, folder, logits):
+    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    mine = logits.chunk(2)[rank].clone().requires_grad_(True)
+    loss = entropy_loss(mine)
+    loss.backward()
+    torch.save((loss.detach(), mine.grad), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_entropy_loss_split_over_two_processes(tmp_path):
+    torch.manual_seed(4)
+    logits = torch.randn(20, 30)
+    whole = logits.clone().requires_grad_(True)
+    loss = entropy_loss(whole)
+    loss.backward()
+    multiprocessing.spawn(_entropy_on_process, (tmp_path, logits), nprocs=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    # Averaged over processes, as DDP averages gradients: a process's loss has its own first term.
+    torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, loss.detach())
+    torch.testing.assert_close(torch.cat([parts[0][1], parts[1][1]]) / 2, whole.grad)

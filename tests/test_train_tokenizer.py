@@ -1,0 +1,172 @@
+"""train_tokenizer.py: the same training however it is split over parts, processes and interruptions."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models import load_tokenizer
+from tests.conftest import ROOT, TINY_TOKENIZER, command, run_script
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, frames):
+    """A folder with a config, and a run `whole`: 4 steps of 8 images, one process, one part."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    (folder / "tiny.yaml").write_text(TINY_TOKENIZER.format(frames=frames, runs=folder / "runs"))
+    train(folder, "whole")
+    return folder
+
+
+def train(folder, name, *overrides, processes=1, **options):
+    arguments = [item for text in (f"run.name={name}", *overrides) for item in ("--set", text)]
+    return run_script(
+        "train_tokenizer.py", "--config", folder / "tiny.yaml", *arguments, processes=processes, **options
+    )
+
+
+def metrics(folder, name):
+    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def weights(folder, name, step=4):
+    """All that training changes: tokenizer, discriminator, EMA, and the regulariser's running means."""
+    checkpoint = folder / "runs" / name / "checkpoints" / f"step_{step:08d}"
+    return {path.stem: load_file(path) for path in sorted(checkpoint.glob("*.safetensors"))}
+
+
+def assert_same_training(folder, one, other):
+    """The same losses and gradient norms in each step, and weights that moved to the same place.
+
+    Adam turns a gradient that is rounding noise (a key's bias has none) into a full step, so single weights
+    may differ; all together they don't.
+    """
+    for a, b in zip(metrics(folder, one), metrics(folder, other), strict=True):
+        for key in a.keys() - {"train/images_per_second"}:
+            assert a[key] == pytest.approx(b[key], rel=2e-3, abs=1e-5), (a["step"], key)
+    first, second, start = weights(folder, one), weights(folder, other), weights(folder, one, step=2)
+    for network in first:
+        apart = sum((first[network][key] - second[network][key]).abs().sum() for key in first[network])
+        moved = sum((first[network][key] - start[network][key]).abs().sum() for key in first[network])
+        assert apart < 0.02 * moved, network
+
+
+def test_writes_what_the_design_says(workplace):
+    run = workplace / "runs" / "whole"
+    assert {"config.yaml", "model", "checkpoints", "metrics.jsonl", "samples", "analysis"} <= {
+        path.name for path in run.iterdir()
+    }
+    logged = metrics(workplace, "whole")
+    assert [line["step"] for line in logged] == [1, 2, 3, 4, 4]
+    assert {"val/psnr", "val/reconstruction", "val/codebook_usage", "val/perplexity"} <= logged[-1].keys()
+    assert "train/discriminator" not in logged[0] and "train/discriminator" in logged[1]
+    assert [line["train/learning_rate"] for line in logged[:4]] == pytest.approx([5e-5, 1e-4, 1e-4, 1e-4])
+    analysis = np.load(run / "analysis" / "step_00000004.npz")
+    assert analysis["counts"].sum() == 7 * 8  # 7 validation frames of 8 tokens
+    assert analysis["latents"].shape == (56, 8) and analysis["codebook"].shape == (64, 8)
+    tokenizer = load_tokenizer(run)
+    codes = tokenizer.encode(torch.rand(2, 3, 32, 32))
+    assert tokenizer.decode(codes).shape == (2, 3, 32, 32)
+    ema = load_file(run / "checkpoints" / "step_00000004" / "ema.safetensors")
+    assert all(torch.equal(value, ema[key]) for key, value in tokenizer.state_dict().items())
+
+
+def test_accumulated_parts_are_one_big_batch(workplace):
+    # The entropy term sees the latents of one part at a time, so it is left out of this equality.
+    train(workplace, "whole_no_entropy", "losses.entropy=0")
+    train(workplace, "parts", "losses.entropy=0", "training.device_batch_size=2")
+    assert_same_training(workplace, "whole_no_entropy", "parts")
+
+
+def test_two_processes_are_one(workplace):
+    train(workplace, "two", processes=2)
+    assert_same_training(workplace, "whole", "two")
+
+
+def test_interrupted_is_uninterrupted(workplace):
+    train(workplace, "resumed", "training.max_steps=2")
+    output = train(workplace, "resumed")
+    assert "goes on after step 2" in output
+    for network, tensors in weights(workplace, "whole").items():
+        other = weights(workplace, "resumed")[network]
+        assert all(torch.equal(value, other[key]) for key, value in tensors.items()), network
+    kept = [line for line in metrics(workplace, "resumed") if "train/loss" in line]
+    assert [line["step"] for line in kept] == [1, 2, 3, 4]
+    assert [line["train/loss"] for line in kept] == [
+        line["train/loss"] for line in metrics(workplace, "whole") if "train/loss" in line
+    ]
+    assert "is finished" in train(workplace, "resumed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_runs_go_on(workplace, number):
+    """SIGTERM leaves a checkpoint of its own; SIGKILL loses at most the steps since the last one."""
+    name = f"killed_{number.name}"
+    arguments = ["--config", workplace / "tiny.yaml", "--set", f"run.name={name}"]
+    arguments += ["--set", "training.max_steps=100000", "--set", "training.checkpoint_every=5"]
+    process = subprocess.Popen(
+        command("train_tokenizer.py", *arguments),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    run = workplace / "runs" / name
+    deadline = time.time() + 120
+    while not list(run.glob("checkpoints/step_*")) and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert (process.wait(60) == 0) == (number == signal.SIGTERM)
+    stopped = max(int(path.name[5:]) for path in run.glob("checkpoints/step_*"))
+    if number == signal.SIGTERM:
+        assert metrics(workplace, name)[-1]["step"] == stopped
+    train(workplace, name, f"training.max_steps={stopped + 2}")
+    steps = [line["step"] for line in metrics(workplace, name) if "train/loss" in line]
+    assert steps == list(range(1, stopped + 3))
+    assert not list(run.rglob("*.part"))
+
+
+def test_other_settings_do_not_go_on(workplace, frames):
+    message = train(workplace, "whole", "model.num_tokens=4", fails=True)
+    assert "model.num_tokens" in message and "--restart" in message
+    assert load_tokenizer(workplace / "runs" / "whole").num_tokens == 8
+    restarted = workplace / "runs" / "restarted"
+    shutil.copytree(workplace / "runs" / "whole", restarted)
+    arguments = ["--config", workplace / "tiny.yaml", "--set", "run.name=restarted", "--restart"]
+    output = run_script(
+        "train_tokenizer.py", *arguments, "--set", "model.num_tokens=4", "--set", "training.max_steps=1"
+    )
+    assert f"removes {restarted}" in output and "checkpoints" in output
+    assert load_tokenizer(restarted).num_tokens == 4
+    assert [path.name for path in (restarted / "checkpoints").iterdir()] == ["step_00000001"]
+
+
+def test_weights_that_cannot_be_had_stop_the_run(workplace, tmp_path):
+    message = train(
+        workplace,
+        "lpips",
+        "losses.lpips=1",
+        fails=True,
+        TORCH_HOME=str(tmp_path),
+        https_proxy="http://127.0.0.1:9",
+    )
+    assert "vgg16-397923af.pth" in message and "losses.lpips_weights" in message
+    assert "off by config: lpips, convnext" in train(workplace, "no_lpips", "training.max_steps=1")
+
+
+def test_broken_frames_are_skipped_and_named(workplace, frames, tmp_path):
+    broken = shutil.copytree(frames, tmp_path / "frames")
+    victims = sorted(broken.glob("train/*/*.jpg"))[:2] + sorted(broken.glob("val/*/*.jpg"))[:1]
+    for victim in victims:
+        victim.write_bytes(victim.read_bytes()[:100])
+    output = train(workplace, "broken", f"data.frames={broken}")
+    assert "3 frames could not be read" in output
+    assert all(victim.name in output for victim in victims)
+    message = train(workplace, "strict", f"data.frames={broken}", "data.strict=true", fails=True)
+    assert any(f"error: {victim}" in message for victim in victims)

@@ -1,0 +1,205 @@
+"""Train a tokenizer on frames: accelerate launch train_tokenizer.py --config configs/mae_64.yaml"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate.utils import set_seed
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.utils import make_grid, save_image
+
+from data.frames import FrameDataset, collate_images, evaluation_loader, frames_fingerprint, list_frames
+from errors import UserError, command
+from metrics.codebook import CodebookUsage
+from metrics.similarity import psnr
+from models.discriminator import LeCam, PatchGAN, hinge_discriminator_loss, hinge_generator_loss
+from models.perceptual import LPIPS, ConvNeXtLogits
+from models.pretrained import load_pretrained
+from models.storage import build_tokenizer
+from training.config import LossSection, TokenizerConfig, parse_arguments
+from training.optimizer import build_optimizer, frozen
+from training.run import Run
+
+SAMPLE_IMAGES = 8  # in a grid under samples/
+ANALYSIS_LATENTS = 8192  # at most, in a file under analysis/
+
+
+@command
+def main() -> None:
+    config, arguments = parse_arguments(TokenizerConfig, __doc__)
+    run = Run(config, arguments.restart)
+    losses = config.losses
+
+    # Data
+    train_frames = list_frames(config.data.frames, "train", **config.data.train.model_dump())
+    val_frames = list_frames(config.data.frames, "val", **config.data.val.model_dump())
+    sampler = run.plan(len(train_frames), frames_fingerprint(train_frames))
+    frames, size = Path(config.data.frames), config.model.image_size
+    train_set = FrameDataset(
+        frames / "train", train_frames, size, config.run.seed, config.data.random_crop, config.data.flip
+    )
+    val_set = FrameDataset(frames / "val", val_frames, size)
+    loader = DataLoader(
+        train_set,
+        batch_sampler=sampler,
+        num_workers=run.loader_workers,
+        collate_fn=collate_images,
+        pin_memory=run.device.type == "cuda",
+        generator=torch.Generator(),  # or it would draw from the run's random numbers
+        prefetch_factor=4 if run.loader_workers else None,
+    )
+
+    # Networks
+    set_seed(config.run.seed)
+    tokenizer = build_tokenizer(config.model.model_dump(exclude={"encoder": {"weights"}}))
+    if config.model.encoder.init != "none" and not run.checkpoint:
+        dropped = load_pretrained(tokenizer.encoder, config.model.encoder.init, config.model.encoder.weights)
+        run.say(
+            f"encoder: starts from {config.model.encoder.init}; left out: {', '.join(dropped) or 'nothing'}"
+        )
+    ema = ModelEmaV3(tokenizer, decay=config.training.ema_decay, use_warmup=True)
+    discriminator = PatchGAN(**config.discriminator.model_dump())
+    lecam = LeCam()
+    perceptual = {
+        name: network(weights).to(run.device)
+        for name, weight, weights, network in (
+            ("lpips", losses.lpips, losses.lpips_weights, LPIPS),
+            ("convnext", losses.convnext, losses.convnext_weights, ConvNeXtLogits),
+        )
+        if weight > 0
+    }
+    off = [name for name in ("lpips", "convnext", "adversarial", "entropy") if not getattr(losses, name)]
+    if off:
+        run.say(f"losses: off by config: {', '.join(off)}")
+
+    networks = [tokenizer, discriminator]
+    optimizers = [build_optimizer(network, config.training) for network in networks]
+    wrapped, wrapped_discriminator = run.prepare(networks, optimizers, {"ema": ema.module, "lecam": lecam})
+    optimizer, discriminator_optimizer = run.optimizers
+
+    batches = iter(loader)
+    for step in run.steps():
+        learning_rate = run.set_learning_rate(step)
+        adversarial = losses.adversarial > 0 and step > losses.adversarial_start
+        real_logits, fake_logits = [], []
+        for batch in run.accumulate(run.take(batches), wrapped, wrapped_discriminator):
+            images = run.images_of(batch, train_frames, "train")
+            with run.accelerator.autocast():
+                output = wrapped(images, with_entropy=losses.entropy > 0)
+                terms = reconstruction_terms(output.images.float(), images, losses, perceptual)
+                terms["codebook"] = output.quantized.codebook_loss
+                terms["commitment"] = output.quantized.commitment_loss
+                terms["entropy"] = output.quantized.entropy_loss
+                if adversarial:
+                    with frozen(discriminator):
+                        terms["adversarial"] = hinge_generator_loss(discriminator(output.images))
+                loss = sum(weight_of(name, losses) * term for name, term in terms.items())
+            run.accelerator.backward(loss / run.accumulation)
+            run.add(loss=loss, **terms)
+
+            if adversarial:
+                # The images of the same forward pass, so that the parts of a batch add up to the whole.
+                both = torch.cat([images, output.images.detach()])
+                with run.accelerator.autocast():
+                    real, fake = wrapped_discriminator(both).chunk(2)
+                    discriminator_loss = hinge_discriminator_loss(real, fake)
+                    penalty = lecam.penalty(real, fake)
+                total = discriminator_loss + losses.lecam * penalty
+                run.accelerator.backward(total / run.accumulation)
+                run.add(discriminator=discriminator_loss, lecam=penalty)
+                real_logits.append(real.detach().float().mean())
+                fake_logits.append(fake.detach().float().mean())
+
+        run.add(gradient_norm=run.clip_and_step(tokenizer, optimizer))
+        if adversarial:
+            run.add(discriminator_gradient_norm=run.clip_and_step(discriminator, discriminator_optimizer))
+            lecam.update(*run.means_over_processes(real_logits, fake_logits))
+        ema.update(tokenizer, step)
+
+        validate, checkpoint = run.end_step(step, learning_rate)
+        if validate:
+            run.log(step, evaluate(run, ema.module, val_set, losses, perceptual, step))
+        if checkpoint:
+            run.save(step, ema.module)
+    run.finish()
+
+
+def reconstruction_terms(
+    images: Tensor, targets: Tensor, losses: LossSection, perceptual: dict[str, nn.Module]
+) -> dict[str, Tensor]:
+    """The reconstruction and perceptual losses, unweighted scalars by name, of images (B, 3, H, W)."""
+    distance = F.l1_loss if losses.reconstruction == "l1" else F.mse_loss
+    terms = {"reconstruction": distance(images, targets)}
+    return terms | {name: network(images, targets).mean() for name, network in perceptual.items()}
+
+
+def weight_of(name: str, losses: LossSection) -> float:
+    """A term's weight in the total; the reconstruction's is 1, which the others are relative to."""
+    return 1.0 if name == "reconstruction" else getattr(losses, name)
+
+
+@torch.no_grad()
+def evaluate(
+    run: Run,
+    tokenizer: nn.Module,
+    val_set: FrameDataset,
+    losses: LossSection,
+    perceptual: dict[str, nn.Module],
+    step: int,
+) -> dict[str, float]:
+    """Losses, PSNR and codebook statistics of the EMA tokenizer over the whole validation set.
+
+    Each process takes its share of the frames, and the sums are exact over all. Writes samples/ and
+    analysis/ on the way.
+    """
+    loader = evaluation_loader(
+        val_set, run.micro_batch_size, run.loader_workers, run.accelerator.process_index, run.processes
+    )
+    usage = CodebookUsage(tokenizer.codebook_size, run.device)
+    names = ["reconstruction", *perceptual, "psnr"]
+    sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=run.device)
+    latents, codes, samples = [], [], []
+    for batch in loader:
+        images = run.images_of(batch, val_set.frames, "val")
+        if len(images) == 0:
+            continue
+        with run.accelerator.autocast():
+            output = tokenizer(images)
+        restored = output.images.float().clamp(0, 1)
+        usage.update(output.quantized.codes)
+        terms = reconstruction_terms(restored, images, losses, perceptual)
+        terms["psnr"] = psnr(restored, images).mean()
+        sums += torch.stack([*(terms[name] for name in names), sums.new_ones(())]) * len(images)
+        if run.is_main:
+            if sum(map(len, samples)) < SAMPLE_IMAGES:
+                samples.append(torch.stack([images, restored], dim=1))
+            if sum(part.numel() for part in codes) < ANALYSIS_LATENTS:
+                latents.append(output.quantized.latents)
+                codes.append(output.quantized.codes)
+    sums = run.accelerator.reduce(sums)
+    usage.counts = run.accelerator.reduce(usage.counts)
+    if sums[-1] == 0:
+        raise UserError(f"{val_set.folder}: none of its frames can be read")
+
+    if run.is_main:
+        pairs = torch.cat(samples)[:SAMPLE_IMAGES]
+        grid = make_grid(pairs.transpose(0, 1).flatten(0, 1), nrow=len(pairs), pad_value=1)
+        (run.folder / "samples").mkdir(exist_ok=True)
+        save_image(grid, run.folder / "samples" / f"step_{step:08d}.png")
+        (run.folder / "analysis").mkdir(exist_ok=True)
+        np.savez_compressed(
+            run.folder / "analysis" / f"step_{step:08d}.npz",
+            counts=usage.counts.cpu().numpy(),
+            latents=torch.cat(latents).flatten(0, 1)[:ANALYSIS_LATENTS].cpu().numpy(),
+            codes=torch.cat(codes).flatten()[:ANALYSIS_LATENTS].cpu().numpy(),
+            codebook=tokenizer.quantizer.codes_as_used().cpu().numpy(),
+        )
+    scalars = {f"val/{name}": value for name, value in zip(names, (sums[:-1] / sums[-1]).tolist())}
+    return scalars | {"val/codebook_usage": usage.usage(), "val/perplexity": usage.perplexity()}
+
+
+if __name__ == "__main__":
+    main()

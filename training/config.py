@@ -1,0 +1,307 @@
+"""Experiment configs: YAML files on a common base, checked against the models below."""
+
+import argparse
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from errors import UserError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A mapping in a config; it refuses keys that it doesn't know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunSection(Section):
+    """Where a run lives and how it reports."""
+
+    name: str | None = None  # by default the config file's name
+    dir: str = "runs"
+    seed: NonNegativeInt = 42
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+
+
+class Subset(Section):
+    """Which frames of a split: those with one of each listed attribute, the first `count` in salted order."""
+
+    timeofday: list[str] | None = None
+    weather: list[str] | None = None
+    scene: list[str] | None = None
+    count: PositiveInt | None = None
+
+
+class DataSection(Section):
+    """Frames, and how they are loaded."""
+
+    frames: str = "frames"
+    train: Subset = Subset()
+    val: Subset = Subset()
+    random_crop: bool = True  # otherwise the centre square
+    flip: bool = True  # left to right, half of the time
+    workers: NonNegativeInt = 8  # loader processes of each training process
+    strict: bool = False  # a broken JPEG stops the run, otherwise it is skipped and named
+
+
+class TrainingSection(Section):
+    """The recipe of one optimizer, or of two alike. Training stops at the nearer of epochs and max_steps."""
+
+    epochs: PositiveFloat | None = None
+    max_steps: PositiveInt | None = None
+    global_batch_size: PositiveInt = 128
+    device_batch_size: PositiveInt = 32  # at most so many images at once on a device
+    precision: Literal["bf16", "fp32"] = "bf16"
+    learning_rate: PositiveFloat = 1e-4
+    warmup_steps: NonNegativeInt = 5000
+    schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    weight_decay: NonNegativeFloat = 1e-4
+    clip_norm: PositiveFloat = 1.0
+    ema_decay: Share = 0.999
+    log_every: PositiveInt = 50
+    validate_every: PositiveInt = 2000  # validation, samples and analysis
+    checkpoint_every: PositiveInt = 1000
+    keep_checkpoints: PositiveInt = 2
+
+    @model_validator(mode="after")
+    def _ends(self):
+        if self.epochs is None and self.max_steps is None:
+            raise ValueError("give epochs or max_steps, or training never ends")
+        return self
+
+
+class VitSize(Section):
+    """A transformer's size; ViT-B by default."""
+
+    width: PositiveInt = 768
+    depth: PositiveInt = 12
+    heads: PositiveInt = 12
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self):
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+        return self
+
+
+class EncoderSection(VitSize):
+    """TiTok's encoder, and what it starts from."""
+
+    init: Literal["none", "mae"] = "none"
+    weights: str | None = None  # a file in the authors' or timm's format; by default it is fetched
+
+
+class QuantizerSection(Section):
+    """Vector quantization; see models.quantizer."""
+
+    codebook_size: Annotated[int, Field(ge=2)] = 4096
+    token_size: PositiveInt = 16
+    l2_normalize: bool = True
+    entropy_temperature: PositiveFloat = 0.01
+
+
+class TiTokSection(Section):
+    """The arguments of models.titok.TiTok."""
+
+    kind: Literal["titok"] = "titok"
+    image_size: PositiveInt = 256
+    patch_size: PositiveInt = 16
+    num_tokens: Annotated[int, Field(ge=1, le=1024)] = 64
+    encoder: EncoderSection = EncoderSection()
+    decoder: VitSize = VitSize()
+    quantizer: QuantizerSection = QuantizerSection()
+
+    @model_validator(mode="after")
+    def _patches_tile_image(self):
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        return self
+
+
+class LossSection(Section):
+    """Weights of the tokenizer's losses; 0 switches a term off."""
+
+    reconstruction: Literal["l1", "l2"] = "l2"
+    codebook: NonNegativeFloat = 1.0
+    commitment: NonNegativeFloat = 0.25
+    entropy: NonNegativeFloat = 0.02
+    lpips: NonNegativeFloat = 1.0
+    lpips_weights: str | None = None  # torchvision's VGG16 file; by default it is fetched
+    convnext: NonNegativeFloat = 0.1
+    convnext_weights: str | None = None  # torchvision's ConvNeXt-S file; by default it is fetched
+    adversarial: NonNegativeFloat = 0.1
+    adversarial_start: NonNegativeInt = 5000  # optimizer steps before the discriminator joins
+    lecam: NonNegativeFloat = 0.0
+
+
+class DiscriminatorSection(Section):
+    """The PatchGAN discriminator's size."""
+
+    channels: PositiveInt = 64
+    layers: PositiveInt = 3
+
+
+class TokenizerConfig(Section):
+    """What train_tokenizer.py is told."""
+
+    run: RunSection = RunSection()
+    data: DataSection = DataSection()
+    model: TiTokSection = TiTokSection()
+    discriminator: DiscriminatorSection = DiscriminatorSection()
+    losses: LossSection = LossSection()
+    training: TrainingSection
+
+
+class GeneratorData(DataSection):
+    """Frames whose tokens are learned; the tokens are kept in a folder of their own."""
+
+    tokens: str = "tokens"
+
+
+class MaskGITSection(VitSize):
+    """The arguments of models.maskgit.MaskGIT that the tokenizer doesn't set, and its training loss."""
+
+    kind: Literal["maskgit"] = "maskgit"
+    depth: PositiveInt = 24
+    heads: PositiveInt = 16
+    dropout: Share = 0.1
+    mask_schedule: Literal["arccos", "cosine"] = "arccos"
+    label_smoothing: Share = 0.1
+
+
+class SamplingSection(Section):
+    """How a generator is sampled; see models.maskgit.MaskGIT.fill."""
+
+    steps: PositiveInt = 8
+    schedule: Literal["arccos", "cosine"] = "arccos"
+    temperature: PositiveFloat = 1.0
+    randomness: NonNegativeFloat = 4.5
+
+
+class GeneratorConfig(Section):
+    """What train_maskgit.py is told."""
+
+    run: RunSection = RunSection()
+    tokenizer: str  # a run, a model folder or a Hub id
+    data: GeneratorData = GeneratorData()
+    model: MaskGITSection = MaskGITSection()
+    training: TrainingSection
+    sampling: SamplingSection = SamplingSection()
+
+
+def parse_arguments(config_class: type[Section], description: str) -> tuple[Section, argparse.Namespace]:
+    """Read the command line of a training script: `--config`, `--set section.key=value`, `--restart`.
+
+    Returns the checked config, with `run.name` filled in, and the arguments.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, type=Path, help="YAML file under configs/")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
+    parser.add_argument("--restart", action="store_true", help="remove the run's folder and start over")
+    arguments = parser.parse_args()
+    return load_config(arguments.config, config_class, arguments.overrides), arguments
+
+
+def load_config(path: str | Path, config_class: type[Section], overrides: list[str] = ()) -> Section:
+    """Read a YAML config on its bases, put `section.key=value` overrides over it, and check the result.
+
+    Raises UserError naming the file (or --set), the key's path and, for a typo, the nearest valid key.
+    """
+    path = Path(path)
+    values, origins = _read_with_bases(path, config_class, ())
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"--set {override}: write it as section.key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {override}: the value is not YAML") from error
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        _check_keys(value, config_class, f"--set {key}")
+        _merge(values, value, origins, f"--set {key}")
+    try:
+        config = config_class.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        keys = tuple(part for part in first["loc"] if isinstance(part, str))
+        origin = next((origins[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in origins), str(path))
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] not in ("missing", "value_error"):
+            message += f", not {first['input']!r}"
+        raise UserError(f"{origin}: {'.'.join(keys)}: {message[:1].lower()}{message[1:]}") from error
+    if config.run.name is None:
+        config = config.model_copy(update={"run": config.run.model_copy(update={"name": path.stem})})
+    return config
+
+
+def save_config(config: Section, path: str | Path) -> None:
+    """Write the whole resolved config as YAML."""
+    Path(path).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _read_with_bases(path: Path, config_class: type[Section], above: tuple[Path, ...]) -> tuple[dict, dict]:
+    """A file's values over its base's, and which file set each key path."""
+    if path.resolve() in above:
+        raise UserError(f"{path}: base: the bases go in a circle")
+    try:
+        own = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise UserError(f"{path}: no such config ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(own, dict):
+        raise UserError(f"{path}: a config is a mapping of sections, not a {type(own).__name__}")
+    base = own.pop("base", None)
+    values, origins = {}, {}
+    if base is not None:
+        values, origins = _read_with_bases(path.parent / base, config_class, (*above, path.resolve()))
+    _check_keys(own, config_class, str(path))
+    _merge(values, own, origins, str(path))
+    return values, origins
+
+
+def _check_keys(values: dict, section: type[BaseModel], origin: str, above: tuple[str, ...] = ()) -> None:
+    """Refuse a key that the section doesn't know, with the nearest that it knows."""
+    for key, value in values.items():
+        field = section.model_fields.get(key)
+        key_path = ".".join((*above, str(key)))
+        if field is None:
+            near = difflib.get_close_matches(str(key), section.model_fields, n=1, cutoff=0.5)
+            known = f"did you mean {'.'.join((*above, near[0]))}?" if near else _known_keys(section, above)
+            raise UserError(f"{origin}: unknown key {key_path}; {known}")
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            if not isinstance(value, dict):
+                raise UserError(f"{origin}: {key_path} is a section; {_known_keys(field.annotation, above)}")
+            _check_keys(value, field.annotation, origin, (*above, key))
+
+
+def _known_keys(section: type[BaseModel], above: tuple[str, ...]) -> str:
+    return f"known in {'.'.join(above) or 'a config'}: {', '.join(section.model_fields)}"
+
+
+def _merge(values: dict, over: dict, origins: dict, origin: str, above: tuple[str, ...] = ()) -> None:
+    """Put `over` on `values` in place, mapping by mapping, noting where each key comes from."""
+    for key, value in over.items():
+        origins[(*above, key)] = origin
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], value, origins, origin, (*above, key))
+        else:
+            values[key] = value

@@ -1,0 +1,139 @@
+"""Tokens of frames, computed once for a tokenizer and a list of frames, and examples made of them."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from data.frames import Draw, Frame, FrameDataset, evaluation_loader, frames_fingerprint, to_unit_range
+from errors import UserError
+from models.maskgit import MASK_SCHEDULES
+from models.storage import fingerprint, load_tokenizer, model_folder
+
+CHUNK = 4096  # frames to a file while tokens are computed; what an interruption loses at most
+
+
+def cached_tokens(
+    accelerator: Accelerator,
+    tokenizer_name: str,
+    split_folder: str | Path,
+    frames: list[Frame],
+    cache: str | Path,
+    batch_size: int,
+    workers: int,
+) -> np.ndarray:
+    """Codes int32 (N, 2, K) of frames as they are and flipped, the centre square of each.
+
+    They are kept in a folder under `cache`, whose name is keyed on the tokenizer's weights and the frames'
+    names, and computed if they aren't there: chunk by chunk, over all processes, going on where it was
+    interrupted. Broken frames are left out and named in tokens.json.
+    """
+    weights = fingerprint(model_folder(tokenizer_name))
+    key = hashlib.sha256(f"{weights} {frames_fingerprint(frames)}".encode()).hexdigest()[:12]
+    folder = Path(cache) / f"{Path(tokenizer_name).name}-{Path(split_folder).name}-{key}"
+    if not (folder / "tokens.npy").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        chunks = [folder / f"chunk_{start:08d}.npy" for start in range(0, len(frames), CHUNK)]
+        _compute(accelerator, tokenizer_name, split_folder, frames, chunks, batch_size, workers)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            tokens = np.concatenate([np.load(chunk) for chunk in chunks])
+            broken = tokens[:, 0, 0] < 0
+            record = {
+                "tokenizer": str(tokenizer_name),
+                "tokenizer_sha256": weights,
+                "frames": str(split_folder),
+                "num_frames": int((~broken).sum()),
+                "broken": [frames[index].file_name for index in np.flatnonzero(broken)],
+            }
+            _write_whole(
+                folder / "tokens.json", lambda file: file.write(json.dumps(record, indent=2).encode())
+            )
+            _write_whole(folder / "tokens.npy", lambda file: np.save(file, tokens[~broken]))
+            for chunk in chunks:
+                chunk.unlink()
+        accelerator.wait_for_everyone()
+    tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+    if len(tokens) == 0:
+        raise UserError(f"{split_folder}: none of its {len(frames)} frames can be read")
+    return tokens
+
+
+@torch.no_grad()
+def _compute(
+    accelerator: Accelerator,
+    tokenizer_name: str,
+    split_folder: str | Path,
+    frames: list[Frame],
+    chunks: list[Path],
+    batch_size: int,
+    workers: int,
+) -> None:
+    """Fill this process's share of the chunks that aren't there yet; -1 stands for a broken frame."""
+    tokenizer = load_tokenizer(tokenizer_name).to(accelerator.device)
+    todo = [(number, path) for number, path in enumerate(chunks) if not path.exists()]
+    todo = todo[accelerator.process_index :: accelerator.num_processes]
+    bar = tqdm(
+        total=sum(len(frames[number * CHUNK : (number + 1) * CHUNK]) for number, _ in todo),
+        desc=f"tokens of {split_folder}",
+        unit="frame",
+        disable=not accelerator.is_main_process,
+    )
+    for number, path in todo:
+        part = FrameDataset(split_folder, frames[number * CHUNK : (number + 1) * CHUNK], tokenizer.image_size)
+        tokens = np.full((len(part), 2, tokenizer.num_tokens), -1, dtype=np.int32)
+        for batch in evaluation_loader(part, batch_size, workers):
+            if len(batch.indices):
+                images = to_unit_range(batch.images, accelerator.device)
+                codes = torch.stack([tokenizer.encode(images), tokenizer.encode(images.flip(-1))], dim=1)
+                tokens[batch.indices.numpy()] = codes.cpu().numpy()
+            bar.update(len(batch.indices))
+        _write_whole(path, lambda file, tokens=tokens: np.save(file, tokens))
+    bar.close()
+
+
+def _write_whole(path: Path, write) -> None:
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        write(file)
+    os.replace(part, path)
+
+
+class TokenBatch(NamedTuple):
+    """Token sequences and which of their tokens are hidden."""
+
+    codes: Tensor  # int64 (B, K)
+    mask: Tensor  # bool (B, K), True is to be predicted
+
+
+class TokenDataset(Dataset):
+    """Masked token sequences from tokens (N, 2, K).
+
+    The flip, the share masked (MaskGIT, section 3.3: at least one token) and which tokens those are come
+    from a random generator fixed by the seed, the pass and the frame.
+    """
+
+    def __init__(self, tokens: np.ndarray, schedule: str, seed: int, flip: bool):
+        self.tokens = tokens
+        self.schedule = MASK_SCHEDULES[schedule]
+        self.seed = seed
+        self.flip = flip
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, draw: Draw) -> TokenBatch:
+        """One sequence: codes (K,) and mask (K,)."""
+        rng = np.random.default_rng([self.seed, draw.epoch, draw.index])
+        codes = self.tokens[draw.index, int(self.flip and rng.random() < 0.5)]
+        masked = max(1, round(len(codes) * self.schedule(rng.random())))
+        mask = rng.permutation(len(codes)) < masked
+        return TokenBatch(torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(mask))
