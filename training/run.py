@@ -272,12 +272,17 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def finish(self) -> None:
-        """Close the trackers, and name the frames that could not be read."""
+        """Close the trackers, and name the frames that could not be read.
+
+        A run that was asked to stop exits with 143, so that nothing after it takes it for finished.
+        """
         broken = sorted(set(gather_object(sorted(self._broken))))
         if broken:
             names = ", ".join(broken[:5]) + (", …" if len(broken) > 5 else "")
             self.say(f"{len(broken)} frames could not be read and were skipped: {names}")
         self.accelerator.end_training()
+        if self._stop_agreed:
+            sys.exit(128 + signal.SIGTERM)
 
     def say(self, text: str) -> None:
         """Print a line, once for all processes, above the progress bar."""
