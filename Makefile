@@ -11,7 +11,9 @@ PYTHON ?= python3
 OUT ?= demo_out
 
 PY := $(ENV)/bin/python
-LAUNCH := $(ENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+# On a CPU the launcher gives a process one thread unless it is told otherwise.
+LAUNCH := $(ENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
+    --dynamo_backend no --num_cpu_threads_per_process $(shell nproc)
 IN_OUT := --set run.dir=$(OUT)/runs --set data.frames=$(OUT)/frames
 
 .PHONY: demo test clips

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 
-from data.frames import Draw, frames_fingerprint, list_frames
+from data.frames import Draw, frames_fingerprint, leave_signals_to_parent, list_frames
 from errors import command
 from models.maskgit import MaskGIT, masked_token_loss
 from models.storage import fingerprint, load_tokenizer, model_folder
@@ -52,6 +52,7 @@ def main() -> None:
         batch_sampler=run.plan(len(train_set), f"{tokenizer_sha256} {frames_fingerprint(train_frames)}"),
         num_workers=run.loader_workers,
         pin_memory=run.device.type == "cuda",
+        worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # or it would draw from the run's random numbers
     )
 

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.utils import make_grid, save_image
 
-from data.frames import FrameDataset, collate_images, evaluation_loader, frames_fingerprint, list_frames
+from data.frames import (
+    FrameDataset,
+    collate_images,
+    evaluation_loader,
+    frames_fingerprint,
+    leave_signals_to_parent,
+    list_frames,
+)
 from errors import UserError, command
 from metrics.codebook import CodebookUsage
 from metrics.similarity import psnr
@@ -48,6 +55,7 @@ def main() -> None:
         num_workers=run.loader_workers,
         collate_fn=collate_images,
         pin_memory=run.device.type == "cuda",
+        worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # or it would draw from the run's random numbers
         prefetch_factor=4 if run.loader_workers else None,
     )

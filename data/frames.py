@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import signal
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -225,8 +226,16 @@ def evaluation_loader(
         num_workers=min(workers, len(batches)),
         collate_fn=collate_images,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # or it would draw from the run's random numbers
     )
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """For a DataLoader's workers: a Ctrl-C or a batch system's SIGTERM reaches them too, and the run's own
+    answer, a checkpoint, still needs them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def to_unit_range(images: Tensor, device: torch.device) -> Tensor:

@@ -1,6 +1,7 @@
 """train_tokenizer.py: the same training however it is split over parts, processes and interruptions."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -107,21 +108,26 @@ def test_interrupted_is_uninterrupted(workplace):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_killed_runs_go_on(workplace, number):
-    """SIGTERM leaves a checkpoint of its own; SIGKILL loses at most the steps since the last one."""
+    """SIGTERM leaves a checkpoint of its own; SIGKILL loses at most the steps since the last one.
+
+    Both go to the whole process group, loader workers and all, as a batch system sends them.
+    """
     name = f"killed_{number.name}"
     arguments = ["--config", workplace / "tiny.yaml", "--set", f"run.name={name}"]
     arguments += ["--set", "training.max_steps=100000", "--set", "training.checkpoint_every=5"]
+    arguments += ["--set", "data.workers=2"]
     process = subprocess.Popen(
         command("train_tokenizer.py", *arguments),
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     run = workplace / "runs" / name
     deadline = time.time() + 120
     while not list(run.glob("checkpoints/step_*")) and time.time() < deadline:
         time.sleep(0.05)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     assert process.wait(60) == (143 if number == signal.SIGTERM else -signal.SIGKILL)
     stopped = max(int(path.name[5:]) for path in run.glob("checkpoints/step_*"))
     if number == signal.SIGTERM:
