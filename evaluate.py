@@ -21,6 +21,7 @@ from metrics.inception import InceptionFeatures, RandomInceptionFeatures
 from metrics.similarity import psnr, ssim
 from models.perceptual import LPIPS
 from models.storage import load_tokenizer
+from training.card import write_card
 from training.finished import FinishedRun, load_with_tokenizer, newest_run, read_run
 
 OF_TOKENIZERS = ("rfid", "psnr", "ssim", "lpips", "codebook")
@@ -46,6 +47,8 @@ def main() -> None:
                 state.copy_(accelerator.reduce(state))
             if accelerator.is_main_process:
                 save_result(run, measure, images, arguments)
+        if accelerator.is_main_process:
+            write_card(run.folder)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if failures:

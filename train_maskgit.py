@@ -12,7 +12,7 @@ from torchvision.utils import save_image
 from data.frames import Draw, frames_fingerprint, leave_signals_to_parent, list_frames
 from errors import command
 from models.maskgit import MaskGIT, masked_token_loss
-from models.storage import fingerprint, load_tokenizer, model_folder
+from models.storage import fingerprint, load_tokenizer
 from models.tokenizer import Tokenizer
 from training.config import GeneratorConfig, parse_arguments
 from training.optimizer import build_optimizer
@@ -30,7 +30,7 @@ def main() -> None:
 
     # Tokens of the frames, computed here if no run did before
     tokenizer = load_tokenizer(config.tokenizer)
-    tokenizer_sha256 = fingerprint(model_folder(config.tokenizer))
+    tokenizer_sha256 = fingerprint(config.tokenizer)
     train_frames = list_frames(data.frames, "train", **data.train.model_dump())
     val_frames = list_frames(data.frames, "val", **data.val.model_dump())
     train_tokens, val_tokens = (

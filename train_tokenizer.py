@@ -24,9 +24,11 @@ from metrics.codebook import CodebookUsage
 from metrics.similarity import psnr
 from models.discriminator import LeCam, PatchGAN, hinge_discriminator_loss, hinge_generator_loss
 from models.perceptual import LPIPS, ConvNeXtLogits
-from models.pretrained import load_pretrained
-from models.storage import build_tokenizer
-from training.config import LossSection, TokenizerConfig, parse_arguments
+from models.pretrained import load_pretrained, load_pretrained_decoder
+from models.storage import build_tokenizer, load_tokenizer
+from models.titok import TiTok
+from models.tokenizer import Tokenizer
+from training.config import LossSection, TiTokSection, TokenizerConfig, VQGANSection, parse_arguments
 from training.optimizer import build_optimizer, frozen
 from training.run import Run
 
@@ -62,12 +64,10 @@ def main() -> None:
 
     # Networks
     set_seed(config.run.seed)
-    tokenizer = build_tokenizer(config.model.model_dump(exclude={"encoder": {"weights"}}))
-    if config.model.encoder.init != "none" and not run.checkpoint:
-        dropped = load_pretrained(tokenizer.encoder, config.model.encoder.init, config.model.encoder.weights)
-        run.say(
-            f"encoder: starts from {config.model.encoder.init}; left out: {', '.join(dropped) or 'nothing'}"
-        )
+    tokenizer = build_tokenizer(config.model.architecture())
+    pretrained = load_start(run, tokenizer, config.model)
+    in_encoder = set(tokenizer.encoder.parameters())
+    frozen_at_first = [parameter for parameter in pretrained if parameter in in_encoder]
     ema = ModelEmaV3(tokenizer, decay=config.training.ema_decay, use_warmup=True)
     discriminator = PatchGAN(**config.discriminator.model_dump())
     lecam = LeCam()
@@ -84,7 +84,10 @@ def main() -> None:
         run.say(f"losses: off by config: {', '.join(off)}")
 
     networks = [tokenizer, discriminator]
-    optimizers = [build_optimizer(network, config.training) for network in networks]
+    optimizers = [
+        build_optimizer(tokenizer, config.training, pretrained, config.training.pretrained_rate),
+        build_optimizer(discriminator, config.training),
+    ]
     wrapped, wrapped_discriminator = run.prepare(networks, optimizers, {"ema": ema.module, "lecam": lecam})
     optimizer, discriminator_optimizer = run.optimizers
 
@@ -121,6 +124,9 @@ def main() -> None:
                 real_logits.append(real.detach().float().mean())
                 fake_logits.append(fake.detach().float().mean())
 
+        if step <= config.training.freeze_encoder_steps:
+            for parameter in frozen_at_first:
+                parameter.grad = None  # the optimizer passes over it
         run.add(gradient_norm=run.clip_and_step(tokenizer, optimizer))
         if adversarial:
             run.add(discriminator_gradient_norm=run.clip_and_step(discriminator, discriminator_optimizer))
@@ -133,6 +139,39 @@ def main() -> None:
         if checkpoint:
             run.save(step, ema.module)
     run.finish()
+
+
+def load_start(run: Run, tokenizer: Tokenizer, model: TiTokSection | VQGANSection) -> list[nn.Parameter]:
+    """Load the weights that the config starts from, unless the run goes on; returns what they fill."""
+    if model.init_from:
+        if not run.checkpoint:
+            start = load_tokenizer(model.init_from)
+            check_same_architecture(tokenizer.config, start.config, model.init_from)
+            tokenizer.load_state_dict(start.state_dict())
+            run.say(f"tokenizer: starts from {model.init_from}")
+        return list(tokenizer.parameters())
+    filled = []
+    if isinstance(tokenizer, TiTok):
+        for part, network, section, load in (
+            ("encoder", tokenizer.encoder, model.encoder, load_pretrained),
+            ("decoder", tokenizer.decoder, model.decoder, load_pretrained_decoder),
+        ):
+            if section.init != "none":
+                if not run.checkpoint:
+                    loaded = load(network, section.init, section.weights)
+                    run.say(f"{part}: starts from {section.init}: {loaded.summary()}")
+                filled += network.pretrained_parameters()
+    return filled
+
+
+def check_same_architecture(config: dict, start: dict, name: str, above: str = "model") -> None:
+    """Raise UserError where the tokenizer to start from is another than the config's."""
+    for key, value in start.items():
+        own = config.get(key)
+        if isinstance(value, dict) and isinstance(own, dict):
+            check_same_architecture(own, value, name, f"{above}.{key}")
+        elif own != value and key != "entropy_temperature":  # which is the loss's
+            raise UserError(f"model.init_from: {name} has {above}.{key} {value}, the config {own}")
 
 
 def reconstruction_terms(

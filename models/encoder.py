@@ -1,25 +1,50 @@
 """A ViT that reads an image into K latent tokens, in the architecture of its initialisation's source."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from einops import repeat
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from timm.layers import LayerNorm, PatchEmbed
+from timm.layers.activations import QuickGELU
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 
 class Architecture(NamedTuple):
-    """What a source's ViT has of its own: input normalisation, and arguments of timm's VisionTransformer."""
+    """What a source's ViT has of its own. Common to all: pre-norm blocks, MLP ratio 4, biased qkv."""
 
-    mean: tuple[float, float, float]
+    mean: tuple[float, float, float]  # of the input normalisation (image - mean) / std
     std: tuple[float, float, float]
-    vit: dict
+    norm_eps: float = 1e-6
+    activation: type[nn.Module] = nn.GELU
+    layer_scale: float | None = None  # its initial value, where each block's branches are scaled by channel
+    pre_norm: bool = False  # a LayerNorm over the whole sequence before the first block
+    patch_bias: bool = True
 
+    @property
+    def block_options(self) -> dict:
+        """Arguments that timm's Block and VisionTransformer share."""
+        return {
+            "norm_layer": partial(LayerNorm, eps=self.norm_eps),
+            "act_layer": self.activation,
+            "init_values": self.layer_scale,
+        }
+
+
+IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+OPENAI_CLIP = (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
 
 ARCHITECTURES = {
-    "none": Architecture((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), {}),
-    "mae": Architecture(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, {}),
+    "none": Architecture((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "mae": Architecture(*IMAGENET),
+    "clip": Architecture(*OPENAI_CLIP, norm_eps=1e-5, activation=QuickGELU, pre_norm=True, patch_bias=False),
+    "dino": Architecture(*IMAGENET),
+    "dinov2": Architecture(*IMAGENET, layer_scale=1e-5),
+    "depth_anything_v2": Architecture(*IMAGENET, layer_scale=1e-5),
+    # The ViT of the TiTok authors' own tokenizers, which reads images in [0, 1] as they are.
+    "titok": Architecture((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), norm_eps=1e-5, pre_norm=True),
 }
 
 
@@ -41,6 +66,7 @@ class LatentEncoder(nn.Module):
         heads: int = 12,
     ):
         super().__init__()
+        self.init = init
         architecture = ARCHITECTURES[init]
         self.vit = VisionTransformer(
             img_size=image_size,
@@ -50,7 +76,9 @@ class LatentEncoder(nn.Module):
             num_heads=heads,
             num_classes=0,
             global_pool="",
-            **architecture.vit,
+            pre_norm=architecture.pre_norm,
+            embed_layer=partial(_patch_embed, with_bias=architecture.patch_bias),
+            **architecture.block_options,
         )
         self.latents = nn.Parameter(torch.empty(num_latents, width))
         nn.init.trunc_normal_(self.latents, std=0.02)
@@ -68,3 +96,12 @@ class LatentEncoder(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to class and patch tokens (B, 1 + N, width), as without latents."""
         return self.vit.forward_features((images - self.mean) / self.std)
+
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """What a source's weights fill: the ViT, without the latents."""
+        return list(self.vit.parameters())
+
+
+def _patch_embed(*, bias: bool, with_bias: bool, **options) -> PatchEmbed:
+    """timm's patch embedding, whose bias its VisionTransformer ties to the pre-norm; TiTok has both."""
+    return PatchEmbed(bias=with_bias, **options)

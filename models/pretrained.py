@@ -1,5 +1,9 @@
-"""Published ViT weights into a LatentEncoder, every key accounted for."""
+"""Published ViT weights into a LatentEncoder or a PixelDecoder, every key accounted for."""
 
+import argparse
+import math
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,24 +11,127 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
 from errors import UserError
 from models.encoder import LatentEncoder
+from models.titok import PixelDecoder
+
+
+class Loaded(NamedTuple):
+    """What became of a file's keys."""
+
+    path: Path
+    used: list[str]  # the file's keys whose tensors were taken
+    dropped: list[str]  # keys left out on purpose, and what a checkpoint holds beside the network
+    filled: list[str]  # the parameters that took the used, in their order, as the ViT or the decoder has them
+
+    def summary(self) -> str:
+        """One line for a log; dropped keys with a common first part are counted, the others named."""
+        groups = {}
+        for key in self.dropped:
+            groups.setdefault(key.split(".")[0], []).append(key)
+        names = [keys[0] if len(keys) == 1 else f"{first}.* ({len(keys)})" for first, keys in groups.items()]
+        return (
+            f"{len(self.used)} keys of {self.path} fill {len(self.filled)} parameters; "
+            f"left out: {', '.join(names) or 'nothing'}"
+        )
 
 
 class Source(NamedTuple):
-    """Where an initialisation's weights come from, and which of a file's keys are no part of the ViT."""
+    """Where an initialisation's weights come from, and how a file's keys become the ViT's parameter names."""
 
-    hub_ids: dict[int, str]  # by the ViT's width
+    hub: dict[int, tuple[str, str]]  # Hub id and file, by the ViT's width; every head is 64 wide
+    rename: Callable[[str], str]  # a key that is none of the layout's gets a name that is none of the ViT's
     dropped: tuple[str, ...]  # prefixes of keys that are left out on purpose
 
 
+def _timm_names(key: str) -> str:
+    """timm's names, which MAE's and DINOv2's authors have too."""
+    return key
+
+
+def _dino_names(key: str) -> str:
+    """timm's names; in a full checkpoint below `backbone.`."""
+    return key.removeprefix("backbone.")
+
+
+def _depth_anything_names(key: str) -> str:
+    """timm's names below `pretrained.`. Without it the file is DINOv2's, from which the ViT was trained."""
+    return key.removeprefix("pretrained.") if key.startswith("pretrained.") else ""
+
+
+CLIP_PARTS = {
+    "class_embedding": "cls_token",
+    "positional_embedding": "pos_embed",
+    "conv1": "patch_embed.proj",
+    "ln_pre": "norm_pre",
+    "resblocks": "blocks",
+    "ln_1": "norm1",
+    "in_proj_weight": "qkv.weight",  # nn.MultiheadAttention stacks q, k and v as timm's qkv does
+    "in_proj_bias": "qkv.bias",
+    "out_proj": "proj",
+    "ln_2": "norm2",
+    "c_fc": "fc1",
+    "c_proj": "fc2",
+    "ln_post": "norm",
+}
+
+
+def _clip_names(key: str) -> str:
+    """OpenAI's and open_clip's names below `visual.`, or timm's."""
+    if not key.startswith("visual."):
+        return key
+    parts = key.removeprefix("visual.").removeprefix("transformer.").split(".")
+    return ".".join(CLIP_PARTS.get(part, part) for part in parts)
+
+
+CLIP_TEXT_TOWER = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+CLIP_ARCHIVE_SIZES = ("input_resolution", "context_length", "vocab_size")
+
 SOURCES = {
     "mae": Source(
-        hub_ids={768: "timm/vit_base_patch16_224.mae", 1024: "timm/vit_large_patch16_224.mae"},
+        hub={
+            768: ("timm/vit_base_patch16_224.mae", "model.safetensors"),
+            1024: ("timm/vit_large_patch16_224.mae", "model.safetensors"),
+        },
+        rename=_timm_names,
         dropped=("decoder_", "mask_token"),
+    ),
+    "clip": Source(
+        hub={
+            768: ("timm/vit_base_patch16_clip_224.openai", "model.safetensors"),
+            1024: ("timm/vit_large_patch14_clip_224.openai", "model.safetensors"),
+        },
+        rename=_clip_names,
+        dropped=("visual.proj", "head.", "logit_scale", *CLIP_TEXT_TOWER, *CLIP_ARCHIVE_SIZES),
+    ),
+    "dino": Source(
+        hub={
+            384: ("timm/vit_small_patch16_224.dino", "model.safetensors"),
+            768: ("timm/vit_base_patch16_224.dino", "model.safetensors"),
+        },
+        rename=_dino_names,
+        dropped=("head.mlp.", "head.last_layer."),
+    ),
+    "dinov2": Source(
+        hub={
+            384: ("timm/vit_small_patch14_dinov2.lvd142m", "model.safetensors"),
+            768: ("timm/vit_base_patch14_dinov2.lvd142m", "model.safetensors"),
+            1024: ("timm/vit_large_patch14_dinov2.lvd142m", "model.safetensors"),
+        },
+        rename=_timm_names,
+        dropped=("mask_token",),
+    ),
+    "depth_anything_v2": Source(
+        hub={
+            384: ("depth-anything/Depth-Anything-V2-Small", "depth_anything_v2_vits.pth"),
+            768: ("depth-anything/Depth-Anything-V2-Base", "depth_anything_v2_vitb.pth"),
+            1024: ("depth-anything/Depth-Anything-V2-Large", "depth_anything_v2_vitl.pth"),
+        },
+        rename=_depth_anything_names,
+        dropped=("pretrained.mask_token", "depth_head."),
     ),
 }
 
@@ -46,59 +153,155 @@ def build_encoder(
     return encoder
 
 
-def load_pretrained(encoder: LatentEncoder, init: str, weights: str | Path | None = None) -> list[str]:
-    """Fill the encoder's ViT from `weights`, a file of the original authors or of timm, by default timm's.
+def load_pretrained(encoder: LatentEncoder, init: str, weights: str | Path | None = None) -> Loaded:
+    """Fill every parameter of the encoder's ViT from `weights`; the latents are left as they are.
 
-    Positions and patch kernels are resampled to the encoder's image and patch size (FlexiViT's
-    pseudo-inverse for the kernels, arXiv 2212.08013, section 3.4). Returns the names of the keys that were
-    dropped on purpose. Raises UserError where a key is missing, left over or of another shape, or where the
-    weights can't be had.
+    `init` is a key of SOURCES, `weights` one of these files; without it the source's file is fetched from
+    the Hub.
+    - mae: the authors' `{"model": …}` with or without the decoder, a pre-training checkpoint, timm's;
+    - clip: OpenAI's TorchScript archive or its state dict, open_clip's file or checkpoint, timm's;
+    - dino: the authors' backbone or full checkpoint, of which the teacher is taken, timm's;
+    - dinov2: the authors' backbone without registers, timm's;
+    - depth_anything_v2: the authors' relative depth models.
+
+    Weights of any precision become float32. Positions and patch kernels are resampled to the encoder's image
+    and patch size, bicubic with antialiasing, by the pseudo-inverse for the kernels (FlexiViT,
+    arXiv 2212.08013, section 3.4).
+
+    Some things a file can't tell. CLIP's MLPs are QuickGELU's, as OpenAI trained them and whoever saved them;
+    open_clip's own trainings (LAION, DataComp) mostly have GELU, and their files look the same: they load,
+    but are not what they were. MAE's and DINO's backbones have the same keys and shapes.
+
+    Raises UserError where keys are missing, left over or of another shape, all named in one line, or where
+    the weights can't be had; ValueError where the encoder was built for another `init`.
+    """
+    if encoder.init != init:
+        raise ValueError(f"the encoder has the architecture of {encoder.init}, not of {init}")
+    vit = encoder.vit
+    state, loaded = _read_source("encoder", init, weights, vit.state_dict(), vit.blocks[0].attn.num_heads)
+    vit.load_state_dict(state)
+    return loaded
+
+
+def load_pretrained_decoder(decoder: PixelDecoder, init: str, weights: str | Path | None = None) -> Loaded:
+    """Fill the decoder's blocks, norms, class token and positions from `weights`, as in load_pretrained.
+
+    The decoder has `init`'s architecture. What has no counterpart in the source stays as it is: token
+    projection and positions, mask token, pixels. The file's patch kernel is dropped.
+    """
+    if decoder.init != init:
+        raise ValueError(f"the decoder has the architecture of {decoder.init}, not of {init}")
+    own = decoder.state_dict()
+    names = {"cls_token": "class_token", "pos_embed": "positions"}
+    names |= {name: name for name in own if name.startswith(("norm_pre.", "blocks.", "norm."))}
+    wanted = {name: own[own_name] for name, own_name in names.items()}
+    wanted["cls_token"], wanted["pos_embed"] = own["class_token"][None, None], own["positions"][None]
+    heads = decoder.blocks[0].attn.num_heads
+    state, loaded = _read_source("decoder", init, weights, wanted, heads, unused=("patch_embed.proj.",))
+    state = {names[name]: tensor.view(own[names[name]].shape) for name, tensor in state.items()}
+    decoder.load_state_dict(own | state)
+    return loaded._replace(filled=[names[name] for name in loaded.filled])
+
+
+def _read_source(
+    part: str,
+    init: str,
+    weights: str | Path | None,
+    wanted: dict[str, Tensor],
+    heads: int,
+    unused: tuple[str, ...] = (),
+) -> tuple[dict[str, Tensor], Loaded]:
+    """A tensor of the file for each of `wanted`, by the ViT's names.
+
+    part: what is filled, "encoder" or "decoder", for messages. unused: prefixes of ViT names that it lacks.
     """
     source = SOURCES[init]
-    vit = encoder.vit
-    path = Path(weights) if weights else _fetch(source, init, vit.embed_dim)
-    state = _read(path)
-    dropped = sorted(key for key in state if key.startswith(source.dropped))
-    state = {key: tensor for key, tensor in state.items() if key not in dropped}
-    if "patch_embed.proj.weight" in state:
-        state = checkpoint_filter_fn(state, vit)
+    width = wanted["cls_token"].shape[-1]
+    if width in source.hub and heads != width // 64:
+        raise UserError(f"model.{part}.heads {heads}: {init}'s ViT of width {width} has {width // 64} heads")
+    if weights and not Path(weights).is_file():
+        raise UserError(f"model.{part}.weights: {weights} is not a file")
+    path = Path(weights) if weights else _fetch(part, init, width)
+    file, dropped = _read(path)
 
-    wanted = vit.state_dict()
-    missing = sorted(wanted.keys() - state.keys())
-    left_over = sorted(state.keys() - wanted.keys())
-    misshapen = sorted(key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape)
-    for problem, keys in (("lacks", missing), ("also holds", left_over), ("has other shapes for", misshapen)):
-        if keys:
-            names = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
-            raise UserError(f"{path}: not the {init} weights of this encoder: it {problem} {names}")
-    vit.load_state_dict(state)
-    return dropped
+    keys, left_over = {}, []
+    for key in file:
+        name = source.rename(key)
+        if key.startswith(source.dropped) or name.startswith(unused):
+            dropped.append(key)
+        elif name in wanted and name not in keys:
+            keys[name] = key
+        else:
+            left_over.append(key)
+    state = {name: _resample(name, file[key].float(), wanted[name]) for name, key in keys.items()}
+
+    problems = {
+        "lacks": sorted(wanted.keys() - keys.keys()),
+        "also holds": left_over,
+        "has other shapes for": [keys[name] for name in state if state[name].shape != wanted[name].shape],
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{problem} {_listed(names)}" for problem, names in problems.items() if names)
+        raise UserError(
+            f"{path}: not the {init} weights of this {part}, check its init, width and depth: it {found}"
+        )
+    return state, Loaded(path, list(keys.values()), dropped, list(keys))
 
 
-def _fetch(source: Source, init: str, width: int) -> Path:
-    if width not in source.hub_ids:
-        widths = ", ".join(map(str, source.hub_ids))
-        raise UserError(f"model.encoder.width {width}: {init} weights are published for widths {widths}")
-    hub_id = source.hub_ids[width]
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _resample(name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    """Positions on `like`'s grid, a patch kernel of `like`'s size; anything else as it is."""
+    if name in ("cls_token", "pos_embed"):
+        tensor = tensor[(None,) * (like.ndim - tensor.ndim)]  # CLIP's lack the leading axes
+    if name == "pos_embed" and tensor.ndim == 3 and len(tensor) == 1:
+        grid, source_grid = (math.isqrt(max(positions.shape[1] - 1, 0)) for positions in (like, tensor))
+        if source_grid > 0 and tensor.shape[1] == 1 + source_grid**2:
+            return resample_abs_pos_embed(tensor, (grid, grid), (source_grid, source_grid))
+    if name == "patch_embed.proj.weight" and tensor.ndim == 4:
+        return resample_patch_embed(tensor, like.shape[2:])
+    return tensor
+
+
+def _fetch(part: str, init: str, width: int) -> Path:
+    hub = SOURCES[init].hub
+    if width not in hub:
+        widths = ", ".join(map(str, hub))
+        raise UserError(f"model.{part}.width {width}: {init} weights are published for widths {widths}")
+    hub_id, file = hub[width]
     try:
-        return Path(hf_hub_download(hub_id, "model.safetensors"))
+        return Path(hf_hub_download(hub_id, file))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"{hub_id}/model.safetensors: the {init} weights are neither in the Hugging Face cache nor "
-            f"downloadable ({type(error).__name__}); give a file with model.encoder.weights"
+            f"{hub_id}/{file}: the {init} weights are neither in the Hugging Face cache nor "
+            f"downloadable ({type(error).__name__}); give a file with model.{part}.weights"
         ) from error
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"model.encoder.weights: {path} is not a file")
+def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """A file's state dict, without distributed training's `module.`, and what is beside it."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = _unpickled(path)
     except Exception as error:
         raise UserError(f"{path}: not readable as weights ({type(error).__name__})") from error
-    state = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
+    state, others = checkpoint, []
+    for name in ("model", "teacher", "state_dict"):  # MAE's, DINO's and open_clip's checkpoints
+        if isinstance(checkpoint, dict) and name in checkpoint:
+            state, others = checkpoint[name], [key for key in checkpoint if key != name]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: holds no state dict")
-    return state
+    return {key.removeprefix("module."): value for key, value in state.items()}, others
+
+
+def _unpickled(path: Path):
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            is_torchscript = any(name.endswith("/constants.pkl") for name in archive.namelist())
+        if is_torchscript:
+            return torch.jit.load(path, map_location="cpu").state_dict()
+    with torch.serialization.safe_globals([argparse.Namespace]):  # the authors' training options
+        return torch.load(path, map_location="cpu", weights_only=True)

@@ -6,17 +6,19 @@ import os
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from errors import UserError
+from models import titok_original
 from models.maskgit import MaskGIT
 from models.titok import TiTok
 from models.tokenizer import Tokenizer
+from models.vqgan import VQGAN
 
-TOKENIZERS = {TiTok.kind: TiTok}
+TOKENIZERS = {network.kind: network for network in (TiTok, titok_original.TwoStageTiTok, VQGAN)}
 
 
 def build_tokenizer(config: dict) -> Tokenizer:
@@ -43,10 +45,15 @@ def save_model(model: nn.Module, folder: str | Path, **provenance: str) -> None:
 def load_tokenizer(name: str | Path) -> Tokenizer:
     """The tokenizer of a run folder, a model folder or a Hub id, in eval mode on the CPU.
 
-    Raises UserError where there is none, or it is something else.
+    The TiTok authors' own (github.com/bytedance/1d-tokenizer) are read as they published them: a folder or a
+    Hub id, or a `.bin` file with its config beside it. Raises UserError where there is no tokenizer.
     """
+    if Path(name).suffix == ".bin":
+        return titok_original.convert(*titok_original.read_bin(name), name).eval()
     folder = model_folder(name)
     config = _read_config(folder)
+    if titok_original.is_original(config):
+        return titok_original.convert(config, _read_weights(folder), folder).eval()
     if config.get("kind") not in TOKENIZERS:
         raise UserError(f"{folder}: a {config.get('kind')} model, not a tokenizer ({', '.join(TOKENIZERS)})")
     return _with_weights(build_tokenizer(config), folder)
@@ -73,7 +80,7 @@ def model_folder(name: str | Path) -> Path:
         raise UserError(f"{name}: holds no model yet (no model/config.json); train it first")
     try:
         return Path(snapshot_download(str(name), allow_patterns=["config.json", "model.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{name}: no such run or model folder, and not to be had from the Hub ({type(error).__name__})"
         ) from error
@@ -85,9 +92,10 @@ def read_provenance(folder: str | Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def fingerprint(folder: str | Path) -> str:
-    """SHA-256 of a model folder's weights, in hex."""
-    with open(Path(folder) / "model.safetensors", "rb") as file:
+def fingerprint(name: str | Path) -> str:
+    """SHA-256, in hex, of the weights' file of what load_tokenizer or load_generator takes."""
+    path = Path(name) if Path(name).suffix == ".bin" else model_folder(name) / "model.safetensors"
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -98,10 +106,18 @@ def _read_config(folder: Path) -> dict:
         raise UserError(f"{folder / 'config.json'}: not readable ({error})") from error
 
 
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / "model.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not readable ({str(error).splitlines()[0]})") from error
+
+
 def _with_weights(model: nn.Module, folder: Path) -> nn.Module:
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        model.load_state_dict(_read_weights(folder))
+    except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{folder / 'model.safetensors'}: not the weights of its config ({reason})"

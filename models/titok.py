@@ -5,7 +5,7 @@ from einops import rearrange, repeat
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from models.encoder import LatentEncoder
+from models.encoder import ARCHITECTURES, LatentEncoder
 from models.quantizer import VectorQuantizer
 from models.tokenizer import Tokenizer
 
@@ -13,9 +13,9 @@ from models.tokenizer import Tokenizer
 class TiTok(Tokenizer):
     """image → patches ⊕ K latents → ViT → the K outputs → quantizer → ⊕ mask tokens → ViT → pixels.
 
-    `encoder` and `decoder` are sizes, `{"width", "depth", "heads"}`; the encoder's `init` names the source
-    whose architecture it has (models.encoder); models.pretrained loads its weights. `quantizer` holds the
-    arguments of VectorQuantizer.
+    `encoder` and `decoder` are sizes, `{"width", "depth", "heads"}`; `init` in either names the source whose
+    architecture it has (models.encoder), none if absent; models.pretrained loads the source's weights.
+    `quantizer` holds the arguments of VectorQuantizer.
     """
 
     kind = "titok"
@@ -30,7 +30,8 @@ class TiTok(Tokenizer):
         quantizer: dict | None = None,
     ):
         vit_b = {"width": 768, "depth": 12, "heads": 12}
-        encoder, decoder, quantizer = encoder or {"init": "none", **vit_b}, decoder or vit_b, quantizer or {}
+        encoder, decoder = ({"init": "none", **(size or vit_b)} for size in (encoder, decoder))
+        quantizer = quantizer or {}
         super().__init__(image_size, num_tokens, VectorQuantizer(**quantizer))
         self.config = {
             "kind": self.kind,
@@ -61,7 +62,9 @@ class PixelDecoder(nn.Module):
     """ViT from K quantized tokens and one mask token repeated over the patch grid to pixels.
 
     The sequence is [class token, grid of mask tokens, K tokens]; the grid's outputs become patches of
-    pixels, and a 3×3 convolution smooths over the patches' borders.
+    pixels, and a 3×3 convolution smooths over the patches' borders. `init`, a key of
+    models.encoder.ARCHITECTURES, gives the ViT that source's LayerScale, activation, norm epsilon and
+    pre-norm; the decoder of `none` has a pre-norm too, TiTok's.
     """
 
     def __init__(
@@ -73,8 +76,13 @@ class PixelDecoder(nn.Module):
         width: int,
         depth: int,
         heads: int,
+        init: str = "none",
     ):
         super().__init__()
+        self.init = init
+        architecture = ARCHITECTURES[init]
+        norm_eps = 1e-5 if init == "none" else architecture.norm_eps
+        pre_norm = init == "none" or architecture.pre_norm
         self.patch_size = patch_size
         self.grid = image_size // patch_size
         self.from_tokens = nn.Linear(token_size, width)
@@ -82,9 +90,11 @@ class PixelDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(width))
         self.positions = nn.Parameter(torch.zeros(1 + self.grid**2, width))
         self.token_positions = nn.Parameter(torch.zeros(num_tokens, width))
-        self.norm_pre = nn.LayerNorm(width)
-        self.blocks = nn.Sequential(*[Block(width, heads, qkv_bias=True) for _ in range(depth)])
-        self.norm = nn.LayerNorm(width)
+        self.norm_pre = nn.LayerNorm(width, eps=norm_eps) if pre_norm else nn.Identity()
+        self.blocks = nn.Sequential(
+            *[Block(width, heads, qkv_bias=True, **architecture.block_options) for _ in range(depth)]
+        )
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.to_pixels = nn.Linear(width, 3 * patch_size**2)
         self.smooth = nn.Conv2d(3, 3, kernel_size=3, padding=1)
 
@@ -116,3 +126,8 @@ class PixelDecoder(nn.Module):
             q=self.patch_size,
         )
         return self.smooth(pixels)
+
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """What a source's weights fill: the ViT, without the tokens' side and the pixels'."""
+        parts = (self.norm_pre, self.blocks, self.norm)
+        return [self.class_token, self.positions, *(p for part in parts for p in part.parameters())]

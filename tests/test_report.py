@@ -40,7 +40,7 @@ def runs(tmp_path_factory):
     config = load_config(root / "tok.yaml", TokenizerConfig)
     tokenizer = root / "runs" / "tok"
     save_model(
-        build_tokenizer(config.model.model_dump(exclude={"encoder": {"weights"}})),
+        build_tokenizer(config.model.architecture()),
         tokenizer / "model",
         step="20",
     )

@@ -3,11 +3,12 @@
 import argparse
 import difflib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -100,10 +101,11 @@ class VitSize(Section):
         return self
 
 
-class EncoderSection(VitSize):
-    """TiTok's encoder, and what it starts from."""
+class PretrainedVit(VitSize):
+    """A ViT of TiTok's, and the weights that it starts from."""
 
-    init: Literal["none", "mae"] = "none"
+    # titok is the architecture of the TiTok authors' own weights, for model.init_from
+    init: Literal["none", "mae", "clip", "dino", "dinov2", "depth_anything_v2", "titok"] = "none"
     weights: str | None = None  # a file in the authors' or timm's format; by default it is fetched
 
 
@@ -116,21 +118,62 @@ class QuantizerSection(Section):
     entropy_temperature: PositiveFloat = 0.01
 
 
-class TiTokSection(Section):
+class TokenizerSection(Section):
+    """What every tokenizer has."""
+
+    init_from: str | None = None  # a trained tokenizer of this architecture: a run, a model folder, a Hub id
+    image_size: PositiveInt = 256
+    quantizer: QuantizerSection = QuantizerSection()
+
+    def architecture(self) -> dict:
+        """The config of models.storage.build_tokenizer: the section without where its weights come from."""
+        weights = {"init_from": True, "encoder": {"weights"}, "decoder": {"weights"}}
+        return self.model_dump(exclude=weights)
+
+
+class TiTokSection(TokenizerSection):
     """The arguments of models.titok.TiTok."""
 
-    kind: Literal["titok"] = "titok"
-    image_size: PositiveInt = 256
+    kind: Literal["titok", "two_stage_titok"] = "titok"
     patch_size: PositiveInt = 16
     num_tokens: Annotated[int, Field(ge=1, le=1024)] = 64
-    encoder: EncoderSection = EncoderSection()
-    decoder: VitSize = VitSize()
-    quantizer: QuantizerSection = QuantizerSection()
+    encoder: PretrainedVit = PretrainedVit()
+    decoder: PretrainedVit = PretrainedVit()
+
+    @property
+    def has_pretrained_encoder(self) -> bool:
+        """Whether the encoder starts from weights."""
+        return self.init_from is not None or self.encoder.init != "none"
 
     @model_validator(mode="after")
     def _patches_tile_image(self):
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if "titok" in (self.encoder.init, self.decoder.init) and self.init_from is None:
+            raise ValueError(
+                "init titok has no ViT weights of its own; give init_from a TiTok of the authors"
+            )
+        return self
+
+
+class VQGANSection(TokenizerSection):
+    """The arguments of models.vqgan.VQGAN."""
+
+    kind: Literal["vqgan"]
+    channels: Annotated[int, Field(ge=32, multiple_of=32)] = 128  # the norms have 32 groups
+    multipliers: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 1, 2, 2, 4]
+    blocks: PositiveInt = 2
+
+    @property
+    def has_pretrained_encoder(self) -> bool:
+        """Whether the encoder starts from weights."""
+        return self.init_from is not None
+
+    @model_validator(mode="after")
+    def _levels_halve_image(self):
+        factor = 2 ** (len(self.multipliers) - 1)
+        if self.image_size % factor:
+            raise ValueError(f"image_size {self.image_size} is no multiple of {factor}, the downsampling")
         return self
 
 
@@ -157,15 +200,34 @@ class DiscriminatorSection(Section):
     layers: PositiveInt = 3
 
 
+class TokenizerTraining(TrainingSection):
+    """A tokenizer's recipe: how to treat what starts from weights."""
+
+    freeze_encoder_steps: NonNegativeInt = 0  # the encoder's weights stay as they are for so many steps
+    pretrained_rate: PositiveFloat = 1.0  # learning rate of what starts from weights, over learning_rate
+
+
+def _with_kind(model: object) -> object:
+    return {"kind": "titok", **model} if isinstance(model, dict) else model
+
+
 class TokenizerConfig(Section):
     """What train_tokenizer.py is told."""
 
     run: RunSection = RunSection()
     data: DataSection = DataSection()
-    model: TiTokSection = TiTokSection()
+    model: Annotated[
+        TiTokSection | VQGANSection, Field(discriminator="kind"), BeforeValidator(_with_kind)
+    ] = TiTokSection()
     discriminator: DiscriminatorSection = DiscriminatorSection()
     losses: LossSection = LossSection()
-    training: TrainingSection
+    training: TokenizerTraining
+
+    @model_validator(mode="after")
+    def _has_what_to_freeze(self):
+        if self.training.freeze_encoder_steps and not self.model.has_pretrained_encoder:
+            raise ValueError("training.freeze_encoder_steps: the encoder starts from random weights")
+        return self
 
 
 class GeneratorData(DataSection):
@@ -235,13 +297,14 @@ def load_config(path: str | Path, config_class: type[Section], overrides: list[s
             raise UserError(f"--set {override}: the value is not YAML") from error
         for part in reversed(key.split(".")):
             value = {part: value}
-        _check_keys(value, config_class, f"--set {key}")
+        _check_keys(value, config_class, f"--set {key}", values)
         _merge(values, value, origins, f"--set {key}")
     try:
         config = config_class.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        keys = tuple(part for part in first["loc"] if isinstance(part, str))
+        tags = set(_kinds(config_class.model_fields["model"].annotation))  # pydantic's, not the file's
+        keys = tuple(part for part in first["loc"] if isinstance(part, str) and part not in tags)
         origin = next((origins[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in origins), str(path))
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] not in ("missing", "value_error"):
@@ -273,12 +336,14 @@ def _read_with_bases(path: Path, config_class: type[Section], above: tuple[Path,
     values, origins = {}, {}
     if base is not None:
         values, origins = _read_with_bases(path.parent / base, config_class, (*above, path.resolve()))
-    _check_keys(own, config_class, str(path))
+    _check_keys(own, config_class, str(path), values)
     _merge(values, own, origins, str(path))
     return values, origins
 
 
-def _check_keys(values: dict, section: type[BaseModel], origin: str, above: tuple[str, ...] = ()) -> None:
+def _check_keys(
+    values: dict, section: type[BaseModel], origin: str, base: dict, above: tuple[str, ...] = ()
+) -> None:
     """Refuse a key that the section doesn't know, with the nearest that it knows."""
     for key, value in values.items():
         field = section.model_fields.get(key)
@@ -287,10 +352,27 @@ def _check_keys(values: dict, section: type[BaseModel], origin: str, above: tupl
             near = difflib.get_close_matches(str(key), section.model_fields, n=1, cutoff=0.5)
             known = f"did you mean {'.'.join((*above, near[0]))}?" if near else _known_keys(section, above)
             raise UserError(f"{origin}: unknown key {key_path}; {known}")
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        kinds = _kinds(field.annotation)
+        if kinds:
+            below = base.get(key) if isinstance(base.get(key), dict) else {}
+            default = next(iter(kinds))
             if not isinstance(value, dict):
-                raise UserError(f"{origin}: {key_path} is a section; {_known_keys(field.annotation, above)}")
-            _check_keys(value, field.annotation, origin, (*above, key))
+                raise UserError(f"{origin}: {key_path} is a section; {_known_keys(kinds[default], above)}")
+            kind = value.get("kind", below.get("kind", default))
+            if kind not in kinds:
+                raise UserError(f"{origin}: {key_path}.kind: no kind {kind!r}; known: {', '.join(kinds)}")
+            _check_keys(value, kinds[kind], origin, below, (*above, key))
+
+
+def _kinds(annotation: object) -> dict[str, type[BaseModel]]:
+    """The sections that a key may have, by their kind; the first is the default. Empty for a plain value."""
+    sections = [part for part in (annotation, *get_args(annotation)) if isinstance(part, type)]
+    kinds = {}
+    for section in sections:
+        if issubclass(section, Section):
+            kind = section.model_fields.get("kind")
+            kinds |= dict.fromkeys(get_args(kind.annotation) if kind else [""], section)
+    return kinds
 
 
 def _known_keys(section: type[BaseModel], above: tuple[str, ...]) -> str:
@@ -298,10 +380,15 @@ def _known_keys(section: type[BaseModel], above: tuple[str, ...]) -> str:
 
 
 def _merge(values: dict, over: dict, origins: dict, origin: str, above: tuple[str, ...] = ()) -> None:
-    """Put `over` on `values` in place, mapping by mapping, noting where each key comes from."""
+    """Put `over` on `values` in place, mapping by mapping, noting where each key comes from.
+
+    A section of another kind replaces its base's, of which nothing fits it.
+    """
     for key, value in over.items():
         origins[(*above, key)] = origin
-        if isinstance(value, dict) and isinstance(values.get(key), dict):
-            _merge(values[key], value, origins, origin, (*above, key))
+        below = values.get(key)
+        both = isinstance(value, dict) and isinstance(below, dict)
+        if both and value.get("kind") in (None, below.get("kind")):
+            _merge(below, value, origins, origin, (*above, key))
         else:
             values[key] = value

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from errors import UserError
 from models.maskgit import MaskGIT
-from models.storage import fingerprint, load_generator, load_tokenizer, model_folder, read_provenance
+from models.storage import fingerprint, load_generator, load_tokenizer, read_provenance
 from models.tokenizer import Tokenizer
 from training.config import GeneratorConfig, TokenizerConfig
 
@@ -73,10 +73,7 @@ def load_with_tokenizer(run: FinishedRun) -> tuple[MaskGIT, Tokenizer]:
     Raises UserError where the tokenizer's weights are no longer those.
     """
     tokenizer = load_tokenizer(run.config.tokenizer)
-    if (
-        fingerprint(model_folder(run.config.tokenizer))
-        != read_provenance(run.folder / "model")["tokenizer_sha256"]
-    ):
+    if fingerprint(run.config.tokenizer) != read_provenance(run.folder / "model")["tokenizer_sha256"]:
         raise UserError(
             f"{run.config.tokenizer}: has other weights than when {run.folder} learned its tokens; train the "
             f"generator again"

@@ -1,6 +1,6 @@
 """Optimizers as both training scripts build them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -9,13 +9,27 @@ from torch import nn
 from training.config import TrainingSection
 
 
-def build_optimizer(network: nn.Module, training: TrainingSection) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) on the network's parameters; norms and biases don't decay."""
-    decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    kept = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
-    groups = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+def build_optimizer(
+    network: nn.Module,
+    training: TrainingSection,
+    pretrained: Iterable[nn.Parameter] = (),
+    pretrained_rate: float = 1.0,
+) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101) on the network's parameters; norms and biases don't decay.
+
+    The learning rate of the `pretrained` among them is `pretrained_rate` times the others'.
+    """
+    pretrained = {id(parameter) for parameter in pretrained}
+    groups = []
+    for started, rate in ((False, 1.0), (True, pretrained_rate)):
+        of_rate = [p for p in network.parameters() if (id(p) in pretrained) == started]
+        groups.append({"params": [p for p in of_rate if p.ndim > 1], "rate": rate})
+        groups.append({"params": [p for p in of_rate if p.ndim <= 1], "rate": rate, "weight_decay": 0.0})
     return torch.optim.AdamW(
-        groups, lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay
+        [group for group in groups if group["params"]],
+        lr=training.learning_rate,
+        betas=training.betas,
+        weight_decay=training.weight_decay,
     )
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from data.frames import DrawSampler, Frame, ImageBatch, to_unit_range
 from errors import UserError
 from models.storage import save_model
+from training.card import write_card
 from training.config import Section, save_config
 
 # What may change when a run goes on: the rest of a config decides what its weights mean.
@@ -189,7 +190,8 @@ class Run:
     def set_learning_rate(self, step: int) -> float:
         """Set every optimizer's rate for a step counted from 1, and return it.
 
-        Linear warm-up from 0 over `warmup_steps`, then constant, or a cosine to 0 at the last step.
+        Linear warm-up from 0 over `warmup_steps`, then constant, or a cosine to 0 at the last step. Groups
+        of parameters with a `rate` of their own get that times as much.
         """
         training = self.config.training
         rate = training.learning_rate
@@ -200,7 +202,7 @@ class Run:
             rate *= 0.5 * (1 + math.cos(math.pi * done))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("rate", 1.0)
         return rate
 
     def add(self, **scalars: Tensor) -> None:
@@ -269,6 +271,7 @@ class Run:
             for old in sorted(checkpoints.glob("step_*"))[: -self.config.training.keep_checkpoints]:
                 shutil.rmtree(old)
             save_model(model, self.folder / "model", step=str(step), **provenance)
+            write_card(self.folder)
         self.accelerator.wait_for_everyone()
 
     def finish(self) -> None:

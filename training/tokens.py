@@ -16,7 +16,7 @@ from tqdm import tqdm
 from data.frames import Draw, Frame, FrameDataset, evaluation_loader, frames_fingerprint, to_unit_range
 from errors import UserError
 from models.maskgit import MASK_SCHEDULES
-from models.storage import fingerprint, load_tokenizer, model_folder
+from models.storage import fingerprint, load_tokenizer
 
 CHUNK = 4096  # frames to a file while tokens are computed; what an interruption loses at most
 
@@ -36,7 +36,7 @@ def cached_tokens(
     names, and computed if they aren't there: chunk by chunk, over all processes, going on where it was
     interrupted. Broken frames are left out and named in tokens.json.
     """
-    weights = fingerprint(model_folder(tokenizer_name))
+    weights = fingerprint(tokenizer_name)
     key = hashlib.sha256(f"{weights} {frames_fingerprint(frames)}".encode()).hexdigest()[:12]
     folder = Path(cache) / f"{Path(tokenizer_name).name}-{Path(split_folder).name}-{key}"
     if not (folder / "tokens.npy").exists():

@@ -70,8 +70,10 @@ def test_distance_by_hand():
 def test_distance_of_fewer_images_than_dimensions():
     first, second = gather(features(6, seed=1)), gather(features(9, seed=2))
     assert torch.linalg.matrix_rank(first.covariance) < 24
-    root = scipy.linalg.sqrtm(first.covariance.numpy())  # alone, it is symmetric, and so well conditioned
-    inner = np.linalg.eigvalsh((root @ second.covariance.numpy() @ root).real).clip(min=0)
+    # By the eigenvectors of a symmetric matrix, which are exact where sqrtm of a singular one is not.
+    eigenvalues, vectors = scipy.linalg.eigh(first.covariance.numpy())
+    root = vectors * np.sqrt(eigenvalues.clip(min=0)) @ vectors.T
+    inner = np.linalg.eigvalsh(root @ second.covariance.numpy() @ root).clip(min=0)
     expected = (
         (first.mean - second.mean).square().sum()
         + torch.trace(first.covariance + second.covariance)

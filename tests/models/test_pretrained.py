@@ -1,79 +1,490 @@
-"""Published weights into the encoder: exact against timm's own forward, and every key accounted for."""
+"""Published weights: exact against timm's and open_clip's own forward, and every key accounted for.
 
+Files are written with random weights in each source's original layout: its key names, nesting and precision.
+"""
+
+import argparse
+import itertools
+
+import open_clip
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
+from timm.models import get_pretrained_cfg
 from timm.models.vision_transformer import checkpoint_filter_fn
 
+import models.pretrained
 from errors import UserError
-from models.pretrained import build_encoder
+from models.encoder import LatentEncoder
+from models.pretrained import build_encoder, load_pretrained, load_pretrained_decoder
+from models.titok import PixelDecoder
 
-SIZE = {"width": 96, "depth": 2, "heads": 3}
-MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+SIZE = {"width": 64, "depth": 2, "heads": 2}
+TIMM_SIZE = {"embed_dim": 64, "depth": 2, "num_heads": 2}
+TIMM_NAMES = {
+    "mae": "vit_base_patch16_224.mae",
+    "clip": "vit_base_patch16_clip_quickgelu_224.openai",
+    "dino": "vit_base_patch16_224.dino",
+    "dinov2": "vit_base_patch14_dinov2.lvd142m",
+    "depth_anything_v2": "vit_base_patch14_dinov2.lvd142m",  # its encoder is a DINOv2, trained further
+}
+PIXELS = {"mae": 224, "clip": 224, "dino": 224, "dinov2": 518, "depth_anything_v2": 518}
+PATCH = {"mae": 16, "clip": 16, "dino": 16, "dinov2": 14, "depth_anything_v2": 14}
+IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+OPENAI = torch.tensor([[0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]])
 
 
-def timm_mae(**options):
-    torch.manual_seed(0)
-    vit = timm.create_model("vit_base_patch16_224.mae", embed_dim=96, depth=2, num_heads=3, **options).eval()
-    for parameter in vit.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return vit
+def random_weights(network):
+    """Every parameter matters: none is 0 or 1 as it is after construction. Values are exact in float16."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in network.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        is_norm_scale = name.endswith("weight") and parameter.ndim == 1
+        parameter.data = (1 + 0.2 * noise if is_norm_scale else 0.1 * noise).half().float()
+    return network.eval()
+
+
+def timm_vit(init, **options):
+    """timm's own model of the source, small."""
+    return random_weights(timm.create_model(TIMM_NAMES[init], num_classes=0, **(TIMM_SIZE | options)))
+
+
+def openai_clip():
+    """open_clip's own CLIP with OpenAI's activation, small; what is a buffer in OpenAI's archive is one."""
+    vision = {"image_size": 224, "patch_size": 16, "width": 64, "layers": 2, "head_width": 32}
+    text = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
+    return random_weights(open_clip.CLIP(32, vision, text, quick_gelu=True))
+
+
+def original_forward(init, images):
+    """Class and patch tokens after the last norm, by the original library, of images in [0, 1]."""
+    mean, std = (OPENAI if init == "clip" else IMAGENET).view(2, 3, 1, 1)
+    if init != "clip":
+        return timm_vit(init).forward_features((images - mean) / std)
+    tower = openai_clip().visual
+    tower.proj, tower.output_tokens = None, True
+    class_token, patches = tower((images - mean) / std)
+    return torch.cat([class_token[:, None], patches], dim=1)
+
+
+def original_state(init):
+    return openai_clip().state_dict() if init == "clip" else timm_vit(init).state_dict()
+
+
+TRAINING = {"optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(batch_size=64, model="vit")}
+MAE_DECODER = {
+    "mask_token": torch.zeros(1, 1, 32),
+    "decoder_pos_embed": torch.zeros(1, 197, 32),
+    "decoder_embed.weight": torch.zeros(32, 64),
+    "decoder_blocks.0.attn.qkv.weight": torch.zeros(96, 32),
+    "decoder_norm.weight": torch.ones(32),
+    "decoder_pred.bias": torch.zeros(768),
+}
+DINO_HEAD = {
+    "head.mlp.0.weight": torch.zeros(16, 64),
+    "head.last_layer.weight_g": torch.ones(8, 1),
+    "head.last_layer.weight_v": torch.ones(8, 16),
+}
+DEPTH_HEAD = {"depth_head.projects.0.weight": torch.zeros(8, 64, 1, 1), "depth_head.scratch.x": torch.ones(1)}
+CLIP_SIZES = {"input_resolution": 224, "context_length": 77, "vocab_size": 49408}
+
+
+def prefixed(prefix, state):
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+def half_clip():
+    """As OpenAI's: convolutions, linear layers and projections in float16, the rest in float32."""
+    kept = ("ln_", "class_embedding", "positional_embedding", "token_embedding", "logit_scale")
+    state = openai_clip().state_dict()
+    return {key: x if any(name in key for name in kept) else x.half() for key, x in state.items()}
+
+
+def save_torchscript(path):
+    clip = openai_clip()
+    del clip.context_length, clip.vocab_size
+    clip.attn_mask = None  # no buffer in OpenAI's
+    for name, value in CLIP_SIZES.items():
+        clip.register_buffer(name, torch.tensor(value))
+    example = (torch.rand(1, 3, 224, 224), torch.zeros(1, 8, dtype=torch.int64))
+    archive = torch.jit.trace(clip, example, check_trace=False)
+    for key, tensor in half_clip().items():
+        archive.state_dict(keep_vars=True)[key].data = tensor
+    torch.jit.save(archive, path)
+
+
+def save_file_of(init, layout, path):
+    """Write `init`'s random weights to `path` in `layout`."""
+    state = original_state(init)
+    sizes = {name: torch.tensor(value) for name, value in CLIP_SIZES.items()}
+    timm_clip_head = {"head.weight": torch.zeros(32, 64), "head.bias": torch.zeros(32)}
+    student = prefixed("module.backbone.", {key: torch.zeros_like(x) for key, x in state.items()})
+    if layout == "timm":
+        if init == "clip":
+            state = checkpoint_filter_fn(state, timm_vit("clip")) | timm_clip_head
+        return save_file({key: tensor.contiguous() for key, tensor in state.items()}, path)
+    if layout == "open_clip":
+        return save_file(state, path)
+    if layout == "torchscript":
+        return save_torchscript(path)
+    torch.save(
+        {
+            ("mae", "authors"): lambda: {"model": state},
+            ("mae", "with decoder"): lambda: {"model": state | MAE_DECODER},
+            ("mae", "checkpoint"): lambda: {"model": state | MAE_DECODER, **TRAINING},
+            ("clip", "state dict"): lambda: half_clip() | sizes,
+            ("clip", "checkpoint"): lambda: {"name": "x", "state_dict": prefixed("module.", state)},
+            ("dino", "authors"): lambda: state,
+            ("dino", "checkpoint"): lambda: {
+                "student": student | prefixed("module.", DINO_HEAD),
+                "teacher": prefixed("backbone.", state) | DINO_HEAD,
+                "dino_loss": {"center": torch.zeros(1, 8)},
+                **TRAINING,
+            },
+            ("dino", "distributed"): lambda: {
+                "student": student,
+                "teacher": prefixed("module.", prefixed("backbone.", state) | DINO_HEAD),
+            },
+            ("dinov2", "authors"): lambda: state | {"mask_token": torch.zeros(1, 64)},
+            ("depth_anything_v2", "authors"): lambda: (
+                prefixed("pretrained.", state | {"mask_token": torch.zeros(1, 64)}) | DEPTH_HEAD
+            ),
+        }[init, layout](),
+        path,
+    )
+
+
+CLIP_DROPPED = {
+    "visual.proj",
+    "text_projection",
+    "positional_embedding",
+    "logit_scale",
+    "token_embedding.weight",
+}
+LAYOUTS = {  # and some of the keys that are dropped
+    ("mae", "authors"): set(),
+    ("mae", "with decoder"): set(MAE_DECODER),
+    ("mae", "checkpoint"): set(MAE_DECODER) | set(TRAINING),
+    ("mae", "timm"): set(),
+    ("clip", "torchscript"): CLIP_DROPPED | set(CLIP_SIZES),
+    ("clip", "state dict"): CLIP_DROPPED | set(CLIP_SIZES),
+    ("clip", "open_clip"): CLIP_DROPPED,
+    ("clip", "checkpoint"): CLIP_DROPPED | {"name"},
+    ("clip", "timm"): {"head.weight", "head.bias"},
+    ("dino", "authors"): set(),
+    ("dino", "checkpoint"): set(DINO_HEAD) | set(TRAINING) | {"student", "dino_loss"},
+    ("dino", "distributed"): set(DINO_HEAD) | {"student"},
+    ("dino", "timm"): set(),
+    ("dinov2", "authors"): {"mask_token"},
+    ("dinov2", "timm"): set(),
+    ("depth_anything_v2", "authors"): set(DEPTH_HEAD) | {"pretrained.mask_token"},
+}
 
 
 @pytest.fixture(scope="module")
-def mae_file(tmp_path_factory):
-    """The authors' layout: {"model": …}, with the decoder that is dropped."""
-    state = dict(timm_mae().state_dict())
-    state |= {"mask_token": torch.zeros(1, 1, 64), "decoder_embed.weight": torch.zeros(64, 96)}
-    path = tmp_path_factory.mktemp("mae") / "mae_pretrain_vit_base.pth"
-    torch.save({"model": state}, path)
-    return path
+def file_of(tmp_path_factory):
+    """Maker of files by source and layout; a file is written once."""
+    folder = tmp_path_factory.mktemp("weights")
+
+    def make(init, layout="authors"):
+        path = folder / f"{init} {layout}{'.safetensors' if layout in ('timm', 'open_clip') else '.pth'}"
+        if not path.exists():
+            save_file_of(init, layout, path)
+        return path
+
+    return make
 
 
 def relative_error(a, b):
     return ((a - b).norm() / b.norm()).item()
 
 
-@pytest.mark.parametrize("layout", ["authors", "timm"])
-def test_same_features_at_the_source_size(mae_file, tmp_path, layout):
-    if layout == "timm":
-        mae_file = tmp_path / "model.safetensors"
-        save_file(timm_mae().state_dict(), mae_file)
-    encoder = build_encoder("mae", mae_file, image_size=224, patch_size=16, num_latents=8, **SIZE).eval()
-    images = torch.rand(2, 3, 224, 224)
-    normalised = (images - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
-    expected = timm_mae().forward_features(normalised)
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("init, layout", LAYOUTS)
+@torch.no_grad()
+def test_same_features_at_the_source_size(file_of, init, layout):
+    pixels, patch = PIXELS[init], PATCH[init]
+    encoder = LatentEncoder(init, pixels, patch, num_latents=8, **SIZE).eval()
+    loaded = load_pretrained(encoder, init, file_of(init, layout))
+    images = torch.rand(1, 3, pixels, pixels)
+    features = encoder.forward_features(images)
+    expected = original_forward(init, images)
+    assert relative_error(features[:, 0], expected[:, 0]) < 1e-5
+    assert relative_error(features[:, 1:], expected[:, 1:]) < 1e-5
+    assert encoder(images).shape == (1, 8, 64)
+
+    assert set(loaded.filled) == set(encoder.vit.state_dict())
+    assert len(loaded.used) == len(set(loaded.used)) == len(loaded.filled)
+    assert LAYOUTS[init, layout] <= set(loaded.dropped) and not set(loaded.used) & set(loaded.dropped)
+    if init == "clip" and layout != "timm":
+        beside = {"name"} if layout == "checkpoint" else set(CLIP_SIZES) if layout != "open_clip" else set()
+        assert set(loaded.used) | set(loaded.dropped) == set(original_state("clip")) | beside
+    else:
+        assert set(loaded.dropped) == LAYOUTS[init, layout]
+    assert f"fill {len(loaded.filled)} parameters" in loaded.summary() and "\n" not in loaded.summary()
+
+
+@pytest.mark.parametrize(
+    "init, pixels, patch",
+    [
+        ("mae", 128, 8),
+        ("clip", 112, 14),
+        ("dino", 256, 16),
+        ("dinov2", 256, 16),
+        ("depth_anything_v2", 256, 16),
+    ],
+)
+@torch.no_grad()
+def test_same_features_as_timms_resampled_model(file_of, init, pixels, patch):
+    layout = "state dict" if init == "clip" else "authors"  # CLIP's kernel is in float16
+    encoder = build_encoder(init, file_of(init, layout), pixels, patch, num_latents=8, **SIZE).eval()
+    resampled = timm_vit(init, img_size=pixels, patch_size=patch)
+    state = checkpoint_filter_fn(original_state(init), resampled)
+    resampled.load_state_dict({key: x for key, x in state.items() if not key.startswith("head.")})
+    images = torch.rand(1, 3, pixels, pixels)
+    mean, std = (OPENAI if init == "clip" else IMAGENET).view(2, 3, 1, 1)
+    expected = resampled.forward_features((images - mean) / std)
     assert relative_error(encoder.forward_features(images), expected) < 1e-5
-    assert encoder(images).shape == (2, 8, 96)
 
 
-def test_same_features_as_timms_resampled_model(mae_file):
-    encoder = build_encoder("mae", mae_file, image_size=128, patch_size=8, num_latents=8, **SIZE).eval()
-    resampled = timm_mae(img_size=128, patch_size=8)
-    resampled.load_state_dict(checkpoint_filter_fn(dict(timm_mae().state_dict()), resampled))
-    images = torch.rand(2, 3, 128, 128)
-    expected = resampled.forward_features((images - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1))
-    assert relative_error(encoder.forward_features(images), expected) < 1e-5
+@torch.no_grad()
+def test_latents_pass_the_sources_pre_norm_and_activation(file_of):
+    """CLIP's own modules on [class, patches, latents] give the encoder's latents."""
+    encoder = build_encoder("clip", file_of("clip", "open_clip"), 224, 16, num_latents=8, **SIZE).eval()
+    images, tower = torch.rand(2, 3, 224, 224), openai_clip().visual
+    patches = tower.conv1((images - OPENAI[0].view(3, 1, 1)) / OPENAI[1].view(3, 1, 1)).flatten(2).mT
+    sequence = torch.cat([tower.class_embedding.expand(2, 1, 64), patches], dim=1)
+    sequence = sequence + tower.positional_embedding
+    sequence = tower.ln_pre(torch.cat([sequence, encoder.latents.expand(2, 8, 64)], dim=1))
+    expected = tower.ln_post(tower.transformer(sequence))[:, -8:]
+    assert relative_error(encoder(images), expected) < 1e-5
 
 
-def test_wrong_files_are_refused(mae_file, tmp_path):
-    def refused(state, size=SIZE):
-        torch.save(state, tmp_path / "weights.pth")
-        with pytest.raises(UserError) as caught:
-            build_encoder("mae", tmp_path / "weights.pth", **size)
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
+def without(state, *keys):
+    return {key: tensor for key, tensor in state.items() if key not in keys}
 
-    state = torch.load(mae_file, weights_only=True)["model"]
-    assert "lacks blocks.1.attn.qkv.bias" in refused(
-        {"model": {key: value for key, value in state.items() if key != "blocks.1.attn.qkv.bias"}}
-    )
-    assert "also holds fc_norm.weight" in refused({"model": state | {"fc_norm.weight": torch.ones(96)}})
-    assert "other shapes" in refused({"model": state}, {"width": 64, "depth": 2, "heads": 2})
-    assert "no state dict" in refused([1, 2])
-    (tmp_path / "weights.pth").write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match="not readable as weights"):
+
+def registers():
+    state = timm.create_model("vit_base_patch14_reg4_dinov2.lvd142m", num_classes=0, **TIMM_SIZE).state_dict()
+    return state | {"mask_token": torch.zeros(1, 64)}
+
+
+def authors_registers():
+    return timm_vit("dinov2").state_dict() | {"register_tokens": torch.zeros(1, 4, 64)}
+
+
+def supervised():
+    return timm_vit("dino").state_dict() | {"head.weight": torch.zeros(10, 64), "head.bias": torch.zeros(10)}
+
+
+def block_missing():
+    return without(timm_vit("dino").state_dict(), "blocks.1.attn.qkv.bias")
+
+
+def deeper():
+    return timm_vit("dinov2", depth=3).state_dict()
+
+
+def off_grid():
+    return timm_vit("mae").state_dict() | {"pos_embed": torch.zeros(1, 180, 64)}
+
+
+def resnet_clip():
+    return {"visual.conv1.weight": torch.zeros(32, 3, 3, 3), "visual.layer1.0.bn1.weight": torch.zeros(32)}
+
+
+WRONG = {
+    "MAE as DINOv2": ("dinov2", lambda: {"model": timm_vit("mae").state_dict()}, "lacks blocks.0.ls1.gamma"),
+    "DINOv2 as MAE": ("mae", lambda: timm_vit("dinov2").state_dict(), "also holds blocks.0.ls1.gamma"),
+    "MAE, positions of no square": ("mae", off_grid, "has other shapes for pos_embed"),
+    "MAE, fine-tuned": ("mae", lambda: {"model": supervised()}, "also holds head.weight, head.bias"),
+    "DINOv2 with registers": ("dinov2", authors_registers, "also holds register_tokens"),
+    "timm's DINOv2 with registers": (
+        "dinov2",
+        registers,
+        "also holds reg_token; has other shapes for pos_embed",
+    ),
+    "DINOv2, deeper": ("dinov2", deeper, "also holds blocks.2.norm1.weight"),
+    "DINOv2 as Depth Anything": (
+        "depth_anything_v2",
+        lambda: timm_vit("dinov2").state_dict(),
+        "lacks blocks.0",
+    ),
+    "Depth Anything as DINOv2": (
+        "dinov2",
+        lambda: prefixed("pretrained.", timm_vit("dinov2").state_dict()) | DEPTH_HEAD,
+        "also holds pretrained.cls_token",
+    ),
+    "CLIP without ln_pre": (
+        "clip",
+        lambda: without(openai_clip().state_dict(), "visual.ln_pre.weight", "visual.ln_pre.bias"),
+        "it lacks norm_pre.bias, norm_pre.weight",
+    ),
+    "CLIP with a ResNet": ("clip", resnet_clip, "also holds visual.layer1.0.bn1.weight"),
+    "CLIP's text tower": (
+        "clip",
+        lambda: {"ln_final.bias": torch.zeros(32)},
+        "lacks blocks.0.attn.proj.bias",
+    ),
+    "DINO, supervised": ("dino", supervised, "it also holds head.weight, head.bias"),
+    "DINO, key missing": ("dino", block_missing, "it lacks blocks.1.attn.qkv.bias"),
+    "DINO, twice the same": (
+        "dino",
+        lambda: timm_vit("dino").state_dict() | {"backbone.norm.bias": torch.zeros(64)},
+        "it also holds backbone.norm.bias",
+    ),
+    "DINO, the student alone": ("dino", lambda: {"student": {}}, "holds no state dict"),
+    "a list": ("mae", lambda: [1, 2], "holds no state dict"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_files_are_refused(tmp_path, case):
+    init, state, message = WRONG[case]
+    path = tmp_path / "weights.pth"
+    torch.save(state(), path)
+    encoder = LatentEncoder(init, 32, 16, num_latents=4, **SIZE)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    with pytest.raises(UserError) as caught:
+        load_pretrained(encoder, init, path)
+    assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
+
+
+def test_what_is_missing_left_over_and_misshapen_is_listed_together(tmp_path):
+    state = without(timm_vit("mae").state_dict(), "cls_token") | {"more": torch.zeros(1)}
+    torch.save({"model": state | {"norm.bias": torch.zeros(3)}}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"lacks cls_token; also holds more; has other shapes for norm.bias"):
         build_encoder("mae", tmp_path / "weights.pth", **SIZE)
-    with pytest.raises(UserError, match="is not a file"):
+
+
+def test_unreadable_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"model.encoder.weights: .* is not a file"):
         build_encoder("mae", tmp_path / "missing.pth", **SIZE)
+    for name in ("weights.pth", "weights.safetensors"):
+        (tmp_path / name).write_bytes(b"not a checkpoint")
+        with pytest.raises(UserError, match="not readable as weights"):
+            build_encoder("mae", tmp_path / name, **SIZE)
+
+
+def test_heads_are_the_sources():
+    """The number of heads is in no file: another one would load and compute something else."""
+    with pytest.raises(UserError, match=r"model.encoder.heads 6: mae's ViT of width 768 has 12 heads"):
+        build_encoder("mae", "unread.pth", width=768, depth=1, heads=6)
+
+
+PUBLISHED = [(init, width) for init, source in models.pretrained.SOURCES.items() for width in source.hub]
+
+
+@pytest.mark.parametrize("init, width", PUBLISHED)
+def test_fetched_from_the_library_or_the_authors(monkeypatch, init, width):
+    """The Hub ids are those of timm's model of the same source and width"""
+    asked = []
+
+    def offline(hub_id, file):
+        asked.append((hub_id, file))
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr("models.pretrained.hf_hub_download", offline)
+    with torch.device("meta"):
+        encoder = LatentEncoder(init, width=width, depth=1, heads=width // 64)
+    with pytest.raises(UserError, match=f"the {init} weights are neither .* give a file with model.encoder"):
+        load_pretrained(encoder, init)
+    size = {384: "small", 768: "base", 1024: "large"}[width]
+    if init == "depth_anything_v2":
+        expected = (f"depth-anything/Depth-Anything-V2-{size.title()}", f"depth_anything_v2_vit{size[0]}.pth")
+    else:
+        name = TIMM_NAMES[init].replace("base", size)
+        if init == "clip" and size == "large":
+            name = name.replace("patch16", "patch14")
+        with torch.device("meta"):
+            assert timm.create_model(name, depth=1).embed_dim == width
+        expected = (get_pretrained_cfg(name).hf_hub_id, "model.safetensors")
+    assert asked == [expected]
+
+
+def test_unpublished_widths_are_refused():
+    with pytest.raises(
+        UserError, match=r"model.encoder.width 64: dino weights are published for widths 384, 768"
+    ):
+        build_encoder("dino", **SIZE)
+
+
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
+@pytest.mark.parametrize("init", TIMM_NAMES)
+def test_vit_b_of_the_study_is_filled(tmp_path, init):
+    """256 pixels, patch 16, width 768: every key of the real ViT-B finds its parameter; takes no memory."""
+    with torch.device("meta"):
+        if init == "clip":
+            original = open_clip.create_model("ViT-B-16-quickgelu", pretrained=None, device="meta")
+        else:
+            original = timm.create_model(TIMM_NAMES[init], num_classes=0)
+        encoder = LatentEncoder(init)
+    state = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in original.state_dict().items()}
+    torch.save(
+        prefixed("pretrained." if init == "depth_anything_v2" else "", state), tmp_path / "weights.pth"
+    )
+    loaded = load_pretrained(encoder, init, tmp_path / "weights.pth")
+    names = [name for name, _ in encoder.vit.named_parameters()]
+    assert sorted(loaded.filled) == sorted(names) and len(names) > 148
+    assert len(loaded.used) + len(loaded.dropped) == len(state)
+
+
+DECODER = {"image_size": 96, "patch_size": 16, "num_tokens": 5, "token_size": 4}
+
+
+@pytest.mark.parametrize("init", TIMM_NAMES)
+@torch.no_grad()
+def test_decoder_starts_from_the_sources_blocks(file_of, init):
+    torch.manual_seed(0)
+    decoder = PixelDecoder(**DECODER, **SIZE, init=init).eval()
+    before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
+    loaded = load_pretrained_decoder(
+        decoder, init, file_of(init, "open_clip" if init == "clip" else "authors")
+    )
+    after = decoder.state_dict()
+
+    source = timm_vit(init, img_size=96, patch_size=16)
+    state = checkpoint_filter_fn(original_state(init), source)
+    source.load_state_dict({key: x for key, x in state.items() if not key.startswith("head.")})
+    tokens = torch.randn(2, 42, 64)
+    expected = source.norm(source.blocks(source.norm_pre(tokens)))
+    actual = decoder.norm(decoder.blocks(decoder.norm_pre(tokens)))
+    assert relative_error(actual, expected) < 1e-5
+    torch.testing.assert_close(after["class_token"], source.cls_token[0, 0])
+    torch.testing.assert_close(after["positions"], source.pos_embed[0])
+    for name, tensor in source.blocks.state_dict().items():
+        assert torch.equal(after[f"blocks.{name}"], tensor)
+
+    unfilled = {"mask_token", "token_positions"} | {
+        f"{layer}.{kind}"
+        for layer, kind in itertools.product(("from_tokens", "to_pixels", "smooth"), ("weight", "bias"))
+    }
+    assert set(loaded.filled) == after.keys() - unfilled
+    assert all(torch.equal(after[name], before[name]) for name in unfilled)
+    kernel = {
+        "clip": {"visual.conv1.weight"},
+        "depth_anything_v2": {"pretrained.patch_embed.proj.weight", "pretrained.patch_embed.proj.bias"},
+    }.get(init, {"patch_embed.proj.weight", "patch_embed.proj.bias"})
+    assert kernel <= set(loaded.dropped) and len(loaded.used) == len(loaded.filled)
+    images = decoder(torch.randn(2, 5, 4))
+    assert images.shape == (2, 3, 96, 96) and images.isfinite().all()
+
+
+def test_decoder_refuses_wrong_files(file_of):
+    decoder = PixelDecoder(**DECODER, **SIZE, init="dinov2")
+    with pytest.raises(UserError, match=r"weights of this decoder.* it lacks blocks.0.ls1.gamma"):
+        load_pretrained_decoder(decoder, "dinov2", file_of("mae"))
+    decoder = PixelDecoder(**DECODER, width=768, depth=1, heads=6, init="mae")
+    with pytest.raises(UserError, match=r"model.decoder.heads 6"):
+        load_pretrained_decoder(decoder, "mae", file_of("mae"))
+
+
+def test_networks_of_another_source_are_refused(file_of):
+    """GELU for QuickGELU, or another normalisation, fits the same keys."""
+    with pytest.raises(ValueError, match="architecture of none, not of mae"):
+        load_pretrained(LatentEncoder("none", **SIZE), "mae", file_of("mae"))
+    with pytest.raises(ValueError, match="architecture of none, not of clip"):
+        load_pretrained_decoder(PixelDecoder(**DECODER, **SIZE), "clip", file_of("clip", "open_clip"))

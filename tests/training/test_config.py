@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from errors import UserError
+from models.maskgit import MaskGIT
+from models.storage import build_tokenizer
 from training.config import GeneratorConfig, TokenizerConfig, load_config, save_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -78,26 +81,92 @@ def test_the_base_is_named_for_its_own_mistakes(tmp_path, config):
         load_config(config, TokenizerConfig)
 
 
+# --- the shipped configs -----------------------------------------------------------------------------------
+
 # maskgit.yaml is a base only: the configs on it name the tokenizer.
-SHIPPED = sorted(path for path in CONFIGS.glob("*.yaml") if path.stem != "maskgit")
+SHIPPED = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "maskgit")
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_configs_resolve(path):
-    config_class = GeneratorConfig if "maskgit" in path.stem else TokenizerConfig
-    assert load_config(path, config_class).run.name == path.stem
+def shipped(name):
+    return load_config(CONFIGS / f"{name}.yaml", GeneratorConfig if "maskgit" in name else TokenizerConfig)
 
 
-def test_the_studys_settings():
-    config = load_config(CONFIGS / "mae_64.yaml", TokenizerConfig)
-    lines = (CONFIGS / "mae_64.yaml").read_text().splitlines()
-    assert len([line for line in lines if not line.startswith("#")]) <= 6
-    model, training = config.model, config.training
-    assert (model.image_size, model.patch_size, model.num_tokens) == (256, 16, 64)
-    assert (model.encoder.width, model.encoder.depth, model.encoder.heads) == (768, 12, 12)
-    assert (model.quantizer.codebook_size, model.quantizer.token_size) == (4096, 16)
-    assert model.encoder.init == "mae"
-    assert (training.epochs, training.global_batch_size, training.learning_rate) == (150, 128, 1e-4)
-    assert (training.warmup_steps, training.schedule) == (5000, "constant")
-    assert config.data.train.timeofday == ["daytime"] and config.data.train.count == 12_454
-    assert config.data.val.count == 1_764
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_config_is_short_and_resolves(name):
+    assert shipped(name).run.name == name
+    lines = (CONFIGS / f"{name}.yaml").read_text().splitlines()
+    own = [line for line in lines if not line.startswith(("#", "base:"))]
+    assert len(own) <= 12 or name in ("tokenizer", "demo_tokenizer", "demo_maskgit")
+
+
+# Number of tokens, what the encoder starts from, epochs, size of the training set: Tables 1 to 4.
+STUDY = {
+    "vqgan": (256, None, 150, 12_454),
+    **{f"titok_{tokens}": (tokens, "none", 100, 12_454) for tokens in (16, 32, 64, 128, 256)},
+    "titok_64_big": (64, "none", 100, 35_000),
+    "titok_64_150ep": (64, "none", 150, 12_454),
+    **{f"mae_{tokens}": (tokens, "mae", 150, 12_454) for tokens in (16, 32, 64, 128, 256)},
+    "mae_64_big": (64, "mae", 150, 35_000),
+    **{f"{init}_64": (64, init, 150, 12_454) for init in ("clip", "dino", "dinov2", "depth_anything_v2")},
+}
+GENERATORS = {
+    "maskgit_vqgan": "vqgan",
+    "maskgit_titok_64": "titok_64_150ep",
+    **{f"maskgit_{init}_64": f"{init}_64" for init in ("mae", "clip", "dino", "dinov2", "depth_anything_v2")},
+}
+
+
+def parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+# A ViT-B: 12 blocks of 7,087,872, a norm, the class token; its positions and patches come on top.
+VIT_B = 12 * (12 * 768**2 + 13 * 768) + 2 * 768 + 768
+LAYER_SCALES = 12 * 2 * 768
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_tokenizers_of_the_study(name):
+    tokens, init, epochs, count = STUDY[name]
+    config = shipped(name)
+    training, data = config.training, config.data
+    with torch.device("meta"):
+        tokenizer = build_tokenizer(config.model.architecture())
+    assert (tokenizer.num_tokens, tokenizer.codebook_size, tokenizer.image_size) == (tokens, 4096, 256)
+    assert tokenizer.quantizer.token_size == 16 and tokenizer.quantizer.l2_normalize
+    assert (training.epochs, training.global_batch_size, training.learning_rate) == (epochs, 128, 1e-4)
+    assert (training.warmup_steps, training.schedule, training.max_steps) == (5000, "constant", None)
+    assert (data.train.count, data.val.count) == (count, 1_764)
+    assert data.train.timeofday == (None if count == 35_000 else ["daytime"])
+    assert data.val.timeofday == ["daytime"]
+    assert 0 < config.losses.entropy and 0 < config.losses.lpips and 0 < config.losses.adversarial
+
+    codebook = 4096 * 16
+    if init is None:
+        # The original's f=16 networks at 256 latent channels have 29,298,176 and 42,449,795 parameters.
+        between = 256 * 16 + 16 + 16 * 256 + 256
+        assert parameters(tokenizer) == 29_298_176 + 42_449_795 + between + codebook
+        return
+    assert config.model.encoder.init == init and config.model.decoder.init == "none"
+    grid, patch = 256 * 768, 768 * 768 + 768
+    encoder = VIT_B + grid + 768 + patch + tokens * 768
+    encoder += LAYER_SCALES if init in ("dinov2", "depth_anything_v2") else 0
+    encoder += 768 if init == "clip" else 0  # a pre-norm, and patches without bias
+    decoder = VIT_B + grid + 768 + 768 + tokens * 768 + 2 * 768 + 16 * 768 + 768 + patch + 3 * 3 * 9 + 3
+    assert parameters(tokenizer) == encoder + 768 * 16 + 16 + codebook + decoder
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generators_of_the_study(name):
+    config = shipped(name)
+    assert config.tokenizer == f"runs/{GENERATORS[name]}"
+    assert (config.training.epochs, config.training.learning_rate) == (30, 1e-4)
+    assert (config.data.train.count, config.data.val.count) == (158_903, 39_818)
+    assert config.data.train.timeofday is None
+    tokens = STUDY[GENERATORS[name]][0]
+    sizes = {key: getattr(config.model, key) for key in ("width", "depth", "heads", "dropout")}
+    assert (sizes["width"], sizes["depth"], sizes["heads"]) == (768, 24, 16)
+    with torch.device("meta"):
+        generator = MaskGIT(num_tokens=tokens, codebook_size=4096, **sizes)
+    blocks = 24 * (12 * 768**2 + 13 * 768) + 2 * 768
+    assert parameters(generator) == blocks + (4097 + tokens) * 768 + 4096 * 768 + 4096
