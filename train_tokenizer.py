@@ -24,7 +24,7 @@ from metrics.codebook import CodebookUsage
 from metrics.similarity import psnr
 from models.discriminator import LeCam, PatchGAN, hinge_discriminator_loss, hinge_generator_loss
 from models.perceptual import LPIPS, ConvNeXtLogits
-from models.pretrained import load_pretrained, load_pretrained_decoder
+from models.pretrained import SOURCES, load_pretrained, load_pretrained_decoder
 from models.storage import build_tokenizer, load_tokenizer
 from models.titok import TiTok
 from models.tokenizer import Tokenizer
@@ -156,7 +156,7 @@ def load_start(run: Run, tokenizer: Tokenizer, model: TiTokSection | VQGANSectio
             ("encoder", tokenizer.encoder, model.encoder, load_pretrained),
             ("decoder", tokenizer.decoder, model.decoder, load_pretrained_decoder),
         ):
-            if section.init != "none":
+            if section.init in SOURCES:
                 if not run.checkpoint:
                     loaded = load(network, section.init, section.weights)
                     run.say(f"{part}: starts from {section.init}: {loaded.summary()}")

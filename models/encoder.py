@@ -11,6 +11,8 @@ from timm.layers.activations import QuickGELU
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from models.mimetic import sincos_positions, spread_positions, start_attention
+
 
 class Architecture(NamedTuple):
     """What a source's ViT has of its own. Common to all: pre-norm blocks, MLP ratio 4, biased qkv."""
@@ -38,6 +40,7 @@ OPENAI_CLIP = (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
 
 ARCHITECTURES = {
     "none": Architecture((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "mimetic": Architecture((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "mae": Architecture(*IMAGENET),
     "clip": Architecture(*OPENAI_CLIP, norm_eps=1e-5, activation=QuickGELU, pre_norm=True, patch_bias=False),
     "dino": Architecture(*IMAGENET),
@@ -46,6 +49,7 @@ ARCHITECTURES = {
     # The ViT of the TiTok authors' own tokenizers, which reads images in [0, 1] as they are.
     "titok": Architecture((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), norm_eps=1e-5, pre_norm=True),
 }
+FROM_SCRATCH = ("none", "mimetic")  # the same architecture with random weights: TiTok's, or models.mimetic's
 
 
 class LatentEncoder(nn.Module):
@@ -82,6 +86,12 @@ class LatentEncoder(nn.Module):
         )
         self.latents = nn.Parameter(torch.empty(num_latents, width))
         nn.init.trunc_normal_(self.latents, std=0.02)
+        if init == "mimetic":
+            start_attention(self.vit.blocks)
+            positions = sincos_positions(image_size // patch_size, width)
+            with torch.no_grad():
+                self.vit.pos_embed[0, 1:] = positions
+                self.latents.copy_(spread_positions(positions, num_latents))
         self.register_buffer("mean", torch.tensor(architecture.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(architecture.std).view(3, 1, 1), persistent=False)
 

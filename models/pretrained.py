@@ -148,7 +148,7 @@ def build_encoder(
 ) -> LatentEncoder:
     """A LatentEncoder that starts from `init`'s published weights (see load_pretrained)."""
     encoder = LatentEncoder(init, image_size, patch_size, num_latents, width, depth, heads)
-    if init != "none":
+    if init in SOURCES:
         load_pretrained(encoder, init, weights)
     return encoder
 

@@ -5,7 +5,8 @@ from einops import rearrange, repeat
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from models.encoder import ARCHITECTURES, LatentEncoder
+from models.encoder import ARCHITECTURES, FROM_SCRATCH, LatentEncoder
+from models.mimetic import sincos_positions, spread_positions, start_attention
 from models.quantizer import VectorQuantizer
 from models.tokenizer import Tokenizer
 
@@ -64,7 +65,7 @@ class PixelDecoder(nn.Module):
     The sequence is [class token, grid of mask tokens, K tokens]; the grid's outputs become patches of
     pixels, and a 3×3 convolution smooths over the patches' borders. `init`, a key of
     models.encoder.ARCHITECTURES, gives the ViT that source's LayerScale, activation, norm epsilon and
-    pre-norm; the decoder of `none` has a pre-norm too, TiTok's.
+    pre-norm; a decoder from scratch has a pre-norm too, TiTok's.
     """
 
     def __init__(
@@ -81,8 +82,9 @@ class PixelDecoder(nn.Module):
         super().__init__()
         self.init = init
         architecture = ARCHITECTURES[init]
-        norm_eps = 1e-5 if init == "none" else architecture.norm_eps
-        pre_norm = init == "none" or architecture.pre_norm
+        from_scratch = init in FROM_SCRATCH
+        norm_eps = 1e-5 if from_scratch else architecture.norm_eps
+        pre_norm = from_scratch or architecture.pre_norm
         self.patch_size = patch_size
         self.grid = image_size // patch_size
         self.from_tokens = nn.Linear(token_size, width)
@@ -109,6 +111,13 @@ class PixelDecoder(nn.Module):
         nn.init.constant_(self.to_pixels.bias, 0.5)
         nn.init.dirac_(self.smooth.weight)
         nn.init.zeros_(self.smooth.bias)
+        if init == "mimetic":
+            start_attention(self.blocks)
+            nn.init.xavier_uniform_(self.from_tokens.weight)
+            positions = sincos_positions(self.grid, width)
+            with torch.no_grad():
+                self.positions[1:] = positions
+                self.token_positions.copy_(spread_positions(positions, num_tokens))
 
     def forward(self, quantized: Tensor) -> Tensor:
         """Quantized latents (B, K, token_size) to images (B, 3, H, W), meant for [0, 1] but not clamped."""

@@ -10,6 +10,7 @@ import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from models.encoder import FROM_SCRATCH
 from models.storage import build_tokenizer, read_provenance
 from training.finished import FinishedRun, read_run
 
@@ -185,7 +186,7 @@ def facts_of(run: FinishedRun, config: dict) -> dict[str, str | int]:
         facts["codebook size"] = tokenizer.codebook_size
         init = config["model"].get("encoder", {}).get("init")
         if init:
-            facts["encoder starts from"] = "random weights" if init == "none" else init
+            facts["encoder starts from"] = "random weights" if init in FROM_SCRATCH else init
     facts["training frames"] = describe_frames(config["data"]["frames"], "train", config["data"]["train"])
     facts["step"] = f"{run.step} (EMA weights)"
     return facts

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from errors import UserError
+from models.encoder import FROM_SCRATCH
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -104,8 +105,9 @@ class VitSize(Section):
 class PretrainedVit(VitSize):
     """A ViT of TiTok's, and the weights that it starts from."""
 
-    # titok is the architecture of the TiTok authors' own weights, for model.init_from
-    init: Literal["none", "mae", "clip", "dino", "dinov2", "depth_anything_v2", "titok"] = "none"
+    # mimetic: from scratch too, for small ViTs and short training (models.mimetic); titok: the architecture
+    # of the TiTok authors' own weights, for model.init_from
+    init: Literal["none", "mimetic", "mae", "clip", "dino", "dinov2", "depth_anything_v2", "titok"] = "none"
     weights: str | None = None  # a file in the authors' or timm's format; by default it is fetched
 
 
@@ -143,7 +145,7 @@ class TiTokSection(TokenizerSection):
     @property
     def has_pretrained_encoder(self) -> bool:
         """Whether the encoder starts from weights."""
-        return self.init_from is not None or self.encoder.init != "none"
+        return self.init_from is not None or self.encoder.init not in FROM_SCRATCH
 
     @model_validator(mode="after")
     def _patches_tile_image(self):

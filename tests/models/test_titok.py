@@ -181,3 +181,32 @@ def test_decoder_of_another_source():
     assert "blocks.1.ls2.gamma" in names and "norm_pre.weight" not in names
     decoder(torch.randn(2, 6, 4)).square().mean().backward()
     assert [name for name, p in decoder.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_mimetic_start_looks_nearby():
+    """A patch of the image moves the latent of its place most, and a token the pixels around its own."""
+    torch.manual_seed(0)
+    size = {"width": 64, "depth": 2, "heads": 2, "init": "mimetic"}
+    titok = TiTok(64, 8, 16, size, size, {"codebook_size": 16, "token_size": 8}).eval()
+    places = torch.linspace(0, 63, 16).round().long()
+    image, tokens = torch.full((1, 3, 64, 64), 0.5), torch.randn(1, 16, 8)
+    grey, picture = titok.encoder(image), titok.to_images(tokens)
+    distances = []
+    for token in (2, 7, 13):
+        row, column = divmod(int(places[token]), 8)
+        changed = image.clone()
+        changed[:, :, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] = 1
+        moved = (titok.encoder(changed) - grey).norm(dim=2)[0]
+        assert moved.argmax() == token
+        other = tokens.clone()
+        other[0, token] = -other[0, token]
+        pixels = (titok.to_images(other) - picture).abs().sum(dim=1)[0]
+        here, there = divmod(int(torch.nn.functional.avg_pool2d(pixels[None], 8).argmax()), 8)
+        distances.append(max(abs(here - row), abs(there - column)))
+    assert max(distances) <= 1
+
+
+def test_mimetic_width_must_hold_positions():
+    size = {"width": 30, "depth": 1, "heads": 2, "init": "mimetic"}
+    with pytest.raises(ValueError, match="no multiple of 4"):
+        TiTok(32, 8, 4, size, size)

@@ -1,0 +1,51 @@
+"""A start for small ViTs and short training: attention that already looks nearby.
+
+Mimetic initialisation (Trockman & Kolter 2023, arXiv 2305.09828): the products of a block's attention
+matrices start as they end in trained networks, query times key near the identity and value times projection
+near its negative, over sin-cos positions. Latent tokens get places spread evenly over the image, so that each
+starts with what is around its place, and gives it back there; they are free to leave.
+"""
+
+import torch
+from torch import Tensor, nn
+
+QUERY_KEY, VALUE_PROJECTION = 1.2, 0.7  # the identity's share in each of the two matrices of a product
+NOISE = 0.4  # standard deviation of what is added, over that of a matrix that keeps its input's norm
+WAVELENGTHS = 100.0  # from the shortest wave of the positions to the longest
+
+
+def start_attention(blocks: nn.Sequential) -> None:
+    """Set the attention weights of timm's Blocks; their other linear weights become Xavier's."""
+    for module in blocks.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+    for block in blocks:
+        width = block.attn.proj.in_features
+        identity = torch.eye(width, device=block.attn.proj.weight.device)
+
+        def near(share: float, identity: Tensor = identity) -> Tensor:
+            return share * identity + NOISE * len(identity) ** -0.5 * torch.randn_like(identity)
+
+        query_and_key = near(QUERY_KEY)
+        with torch.no_grad():
+            block.attn.qkv.weight.copy_(torch.cat([query_and_key, query_and_key, near(VALUE_PROJECTION)]))
+            block.attn.proj.weight.copy_(near(-VALUE_PROJECTION))
+
+
+def sincos_positions(grid: int, width: int) -> Tensor:
+    """Positions (grid², width) of a square grid, row by row: half the width for rows, half for columns.
+
+    Raises ValueError where the width is no multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"width {width} is no multiple of 4, for sine and cosine of rows and columns")
+    frequencies = 2 * WAVELENGTHS ** -torch.linspace(0, 1, width // 4)
+    angles = torch.arange(grid)[:, None] * frequencies
+    along = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = along[:, None].expand(grid, grid, -1), along[None].expand(grid, grid, -1)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)
+
+
+def spread_positions(positions: Tensor, count: int) -> Tensor:
+    """`count` of the positions (N, width), evenly spread over their order; some repeat if count > N."""
+    return positions[torch.linspace(0, len(positions) - 1, count).round().long()]
