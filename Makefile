@@ -28,8 +28,10 @@ test: $(ENV)/installed
 	$(PY) -m pytest
 
 ifdef VIDEOS
+FRAMES_PER_VIDEO := 24
 clips: $(ENV)/installed
 else
+FRAMES_PER_VIDEO := 2
 VIDEOS := $(OUT)/videos
 LABELS := $(OUT)/labels/det_20
 clips: $(ENV)/installed
@@ -39,7 +41,7 @@ endif
 # The real FID where its weights can be had; otherwise the distance of random features, under its own name.
 demo: clips
 	$(PY) extract_frames.py --videos $(VIDEOS) $(if $(LABELS),--labels $(LABELS)) --out $(OUT)/frames \
-	    --frames-per-video 12 --short-side 128
+	    --frames-per-video $(FRAMES_PER_VIDEO) --short-side 128
 	$(LAUNCH) train_tokenizer.py --config configs/demo_tokenizer.yaml $(IN_OUT)
 	$(LAUNCH) train_maskgit.py --config configs/demo_maskgit.yaml $(IN_OUT) \
 	    --set tokenizer=$(OUT)/runs/demo_tokenizer --set data.tokens=$(OUT)/tokens
