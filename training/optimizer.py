@@ -30,6 +30,7 @@ def build_optimizer(
         lr=training.learning_rate,
         betas=training.betas,
         weight_decay=training.weight_decay,
+        fused=True,
     )
 
 

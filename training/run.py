@@ -72,7 +72,7 @@ class Run:
             os.replace(self.folder / "config.yaml.part", self.folder / "config.yaml")
             self._forget_metrics_after(self.first_step)
         self._start_tracker()
-        self._stop_asked = self._stop_agreed = False
+        self._stop_asked = self._stop_agreed = self._stopped = False
         self._broken: set[str] = set()
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -159,7 +159,8 @@ class Run:
         for step in range(self.first_step + 1, self.last_step + 1):
             yield step
             self.bar.update()
-            if self._stop_agreed:
+            if self._stop_agreed and step < self.last_step:
+                self._stopped = True
                 break
         self.bar.close()
 
@@ -277,14 +278,15 @@ class Run:
     def finish(self) -> None:
         """Close the trackers, and name the frames that could not be read.
 
-        A run that was asked to stop exits with 143, so that nothing after it takes it for finished.
+        A run that was stopped before its last step exits with 143, so that nothing after it takes it for
+        finished.
         """
         broken = sorted(set(gather_object(sorted(self._broken))))
         if broken:
             names = ", ".join(broken[:5]) + (", …" if len(broken) > 5 else "")
             self.say(f"{len(broken)} frames could not be read and were skipped: {names}")
         self.accelerator.end_training()
-        if self._stop_agreed:
+        if self._stopped:
             sys.exit(128 + signal.SIGTERM)
 
     def say(self, text: str) -> None:
