@@ -2,31 +2,46 @@
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.frames import FrameDataset, evaluation_loader, list_frames, to_unit_range
+from data.frames import FrameDataset, evaluation_loader, frames_fingerprint, list_frames, to_unit_range
 from errors import UserError, command
+from metrics import features as feature_files
 from metrics.codebook import CodebookUsage
-from metrics.frechet import FeatureStatistics, frechet_distance
+from metrics.dinov2 import DINOv2Features
+from metrics.distribution import inception_score, kernel_distance, precision_recall
+from metrics.features import FeatureCache, FeatureSet, load_features, save_features
+from metrics.frechet import frechet_distance
 from metrics.inception import InceptionFeatures, RandomInceptionFeatures
-from metrics.similarity import psnr, ssim
+from metrics.similarity import MeanSimilarity, psnr, ssim
+from models.maskgit import MaskGIT
 from models.perceptual import LPIPS
-from models.storage import load_tokenizer
+from models.storage import fingerprint, load_tokenizer
+from models.tokenizer import Tokenizer
 from training.card import write_card
-from training.finished import FinishedRun, load_with_tokenizer, newest_run, read_run
+from training.finished import FinishedRun, list_runs, load_with_tokenizer, newest_run, read_run
 
-OF_TOKENIZERS = ("rfid", "psnr", "ssim", "lpips", "codebook")
-OF_GENERATORS = ("gfid",)
-FEW_IMAGES = 10_000  # a Fréchet distance of fewer is biased upwards; it compares only with one of as many
+OF_BOTH = ("isc", "kid", "prc", "fd_dinov2")
+OF_TOKENIZERS = ("rfid", *OF_BOTH, "psnr", "ssim", "lpips", "codebook")
+OF_GENERATORS = ("gfid", *OF_BOTH, "fill")
+OF_INCEPTION = ("rfid", "gfid", "isc", "kid", "prc", "fill")
+# Distances of features with random weights have names of their own.
+RANDOM_NAMES = {"rfid": "fd_random", "gfid": "fd_random", "kid": "kid_random", "prc": "prc_random"}
+MASK_RATIOS = (0.25, 0.5, 0.75, 1.0)
+FEW_IMAGES = 10_000  # features of fewer give a biased value; it compares only with one of as many
 
 
 @command
@@ -35,18 +50,9 @@ def main() -> None:
     accelerator = Accelerator()
     failures = []
     for run, metrics in what_to_do(arguments):
-        measures = build_measures(accelerator, metrics, arguments, run, failures)
-        if not measures:
-            continue
+        measure = measure_generator if run.is_generator else measure_tokenizer
         with torch.inference_mode():
-            images = (measure_generator if run.is_generator else measure_tokenizer)(
-                accelerator, run, measures, arguments
-            )
-        for measure in measures:
-            for state in measure.state():
-                state.copy_(accelerator.reduce(state))
-            if accelerator.is_main_process:
-                save_result(run, measure, images, arguments)
+            measure(accelerator, run, metrics, arguments, failures)
         if accelerator.is_main_process:
             write_card(run.folder)
     accelerator.wait_for_everyone()
@@ -57,248 +63,420 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in OF_TOKENIZERS + OF_GENERATORS:
-        parser.add_argument(f"--{name}", action="append_const", dest="metrics", const=name)
-    parser.add_argument("--all", action="store_true", help="every metric that suits the run")
+    for name in dict.fromkeys(OF_TOKENIZERS + OF_GENERATORS):
+        parser.add_argument(option(name), action="append_const", dest="metrics", const=name, default=[])
+    parser.add_argument("--all", action="store_true", help="every metric that suits the run, but --fill")
     parser.add_argument("--run", help="a run folder; by default the newest under --runs")
     parser.add_argument("--runs", default="runs", help="folder of runs")
     parser.add_argument("--frames", help="folder of frames; by default the run's own")
     parser.add_argument("--num", type=int, help="images to generate; by default as many as real ones")
-    parser.add_argument("--seed", type=int, default=0, help="of generation")
+    parser.add_argument("--seed", type=int, default=0, help="of generation, and of --fill's masks")
+    parser.add_argument(
+        "--mask-ratio", type=float, action="append", help="of --fill, repeatable; by default four up to 1"
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
     parser.add_argument("--feature-extractor", choices=["inception", "random-inception"], default="inception")
     parser.add_argument("--inception-weights", help="torch-fidelity's InceptionV3 file")
+    parser.add_argument("--dinov2-weights", help="DINOv2's ViT-L/14 file, the authors' or timm's")
     parser.add_argument("--lpips-weights", help="torchvision's VGG16 file")
     arguments = parser.parse_args()
     if not arguments.metrics and not arguments.all:
         parser.error("name at least one metric, or --all")
+    if arguments.num is not None and arguments.num < 1:
+        parser.error(f"--num {arguments.num}: generate at least one image")
+    for ratio in arguments.mask_ratio or []:
+        if not 0 < ratio <= 1:
+            parser.error(f"--mask-ratio {ratio}: a share of tokens is above 0 and at most 1")
     return arguments
 
 
 def what_to_do(arguments: argparse.Namespace) -> list[tuple[FinishedRun, list[str]]]:
-    """The runs to measure, each with its metrics."""
+    """The runs to measure, each with its metrics.
+
+    Without --run it is the newest run of each kind that the metrics call for; ones that suit both kinds, and
+    --all, go to those kinds that there are.
+    """
+    suited = {False: OF_TOKENIZERS, True: OF_GENERATORS}  # by whether a run is a generator's
     if arguments.run:
         run = read_run(arguments.run)
-        suited = OF_GENERATORS if run.is_generator else OF_TOKENIZERS
-        metrics = list(suited) if arguments.all else arguments.metrics
-        for name in metrics:
-            if name not in suited:
+        for name in arguments.metrics:
+            if name not in suited[run.is_generator]:
                 kind = "a generator" if run.is_generator else "a tokenizer"
-                raise UserError(f"--{name}: {run.folder} is {kind}'s run; it has {', '.join(suited)}")
-        return [(run, metrics)]
-    tasks = []
-    for generator, suited in ((False, OF_TOKENIZERS), (True, OF_GENERATORS)):
-        metrics = [name for name in suited if arguments.all or name in arguments.metrics]
-        if metrics:
-            tasks.append((newest_run(arguments.runs, generator), metrics))
-    return tasks
+                known = ", ".join(map(option, suited[run.is_generator]))
+                raise UserError(f"{option(name)}: {run.folder} is {kind}'s run; it has {known}")
+        runs = [run]
+    else:
+        kinds = [kind for kind in suited if set(arguments.metrics) & set(suited[kind]) - set(OF_BOTH)]
+        if arguments.all or not kinds:
+            kinds = sorted({run.is_generator for run in list_runs(arguments.runs)[0]}) or [False]
+        runs = [newest_run(arguments.runs, kind) for kind in kinds]
+    asked = set(arguments.metrics)
+    if arguments.all:
+        asked |= set(OF_TOKENIZERS + OF_GENERATORS) - {"fill"}
+    return [(run, [name for name in suited[run.is_generator] if name in asked]) for run in runs]
 
 
-# --- measures: each takes batches, holds tensors that add up over processes, and gives a result ------------
-
-
-class MeanSimilarity:
-    """The mean over images of a similarity (B,) of images to their originals."""
-
-    extractor = None
-
-    def __init__(self, name: str, similarity: Callable[[Tensor, Tensor], Tensor], device: torch.device):
-        self.name = name
-        self.similarity = similarity
-        self.sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.count = torch.zeros((), dtype=torch.int64, device=device)
-
-    def update(self, real: Tensor | None, made: Tensor | None, codes: Tensor | None) -> None:
-        self.sum += self.similarity(made, real).double().sum()
-        self.count += len(real)
-
-    def state(self) -> list[Tensor]:
-        return [self.sum, self.count]
-
-    def result(self) -> dict:
-        return {"value": (self.sum / self.count).item()}
-
-
-class Codebook:
-    """Share of codes used, and perplexity."""
-
-    name = "codebook"
-    extractor = None
-
-    def __init__(self, codebook_size: int, device: torch.device):
-        self.usage = CodebookUsage(codebook_size, device)
-
-    def update(self, real: Tensor | None, made: Tensor | None, codes: Tensor | None) -> None:
-        self.usage.update(codes)
-
-    def state(self) -> list[Tensor]:
-        return [self.usage.counts]
-
-    def result(self) -> dict:
-        return {"value": self.usage.usage(), "perplexity": self.usage.perplexity()}
-
-
-class Frechet:
-    """Fréchet distance of real and made images; they need not come in pairs."""
-
-    def __init__(self, name: str, extractor: nn.Module, device: torch.device):
-        self.name = name
-        self.network = extractor.to(device)
-        self.extractor = extractor.name
-        self.real = FeatureStatistics(extractor.dim, device)
-        self.made = FeatureStatistics(extractor.dim, device)
-
-    def update(self, real: Tensor | None, made: Tensor | None, codes: Tensor | None) -> None:
-        for images, statistics in ((real, self.real), (made, self.made)):
-            if images is not None:
-                statistics.update(self.network(images))
-
-    def state(self) -> list[Tensor]:
-        return [part for each in (self.real, self.made) for part in (each.count, each.sum, each.outer)]
-
-    def result(self) -> dict:
-        sides = (self.real.mean, self.real.covariance, self.made.mean, self.made.covariance)
-        return {"value": frechet_distance(*sides), "num_real": int(self.real.count)}
-
-
-Measure = MeanSimilarity | Codebook | Frechet
-
-
-def build_measures(
-    accelerator: Accelerator,
-    metrics: list[str],
-    arguments: argparse.Namespace,
-    run: FinishedRun,
-    failures: list[str],
-) -> list[Measure]:
-    """The measures that can be had; the others go to `failures`, and don't keep these from their results."""
-
-    def frechet(name: str) -> Frechet:
-        if arguments.feature_extractor == "random-inception":
-            extractor = RandomInceptionFeatures()
-        else:
-            extractor = InceptionFeatures(arguments.inception_weights)
-        # A distance of other features has another name.
-        return Frechet(
-            name if extractor.metric_prefix == "fid" else extractor.metric_prefix, extractor, device
-        )
-
-    device = accelerator.device
-    build = {
-        "psnr": lambda: MeanSimilarity("psnr", psnr, device),
-        "ssim": lambda: MeanSimilarity("ssim", ssim, device),
-        "lpips": lambda: MeanSimilarity(
-            "lpips", LPIPS(arguments.lpips_weights, option="--lpips-weights").to(device), device
-        ),
-        "codebook": lambda: Codebook(run.config.model.quantizer.codebook_size, device),
-        "rfid": lambda: frechet("rfid"),
-        "gfid": lambda: frechet("gfid"),
-    }
-    measures = []
-    for name in dict.fromkeys(metrics):
-        with accelerator.main_process_first():  # so that one process downloads, and the others find the file
-            try:
-                measures.append(build[name]())
-            except UserError as error:
-                failures.append(f"--{name}: {error}")
-    return measures
-
-
-# --- the two passes over images -----------------------------------------------------------------------------
+# --- the passes over images ---------------------------------------------------------------------------------
 
 
 def measure_tokenizer(
-    accelerator: Accelerator, run: FinishedRun, measures: list[Measure], arguments: argparse.Namespace
-) -> int:
-    """Feed every validation frame and its reconstruction to the measures; returns how many there were."""
+    accelerator: Accelerator,
+    run: FinishedRun,
+    metrics: list[str],
+    arguments: argparse.Namespace,
+    failures: list[str],
+) -> None:
+    """All of a tokenizer's metrics from one pass over the validation frames and their reconstructions."""
+    extractors = build_extractors(accelerator, metrics, arguments, failures)
+    similarities = build_similarities(accelerator, metrics, arguments, failures)
+    if not extractors and not similarities and "codebook" not in metrics:
+        return
     tokenizer = load_tokenizer(run.folder).to(accelerator.device)
+    usage = CodebookUsage(tokenizer.codebook_size, accelerator.device)
+    frames = ValidationFrames(accelerator, run, tokenizer.image_size, arguments)
+    kept, real = frames.features(extractors)
+    made = FeatureSet(unique(extractors))
     count = 0
-    for images in real_images(accelerator, run, tokenizer.image_size, arguments):
+    for _, images in frames.batches():
         codes = tokenizer.encode(images)
         restored = tokenizer.decode(codes)
-        for measure in measures:
-            measure.update(images, restored, codes)
+        usage.update(codes)
+        for similarity in similarities.values():
+            similarity.update(restored, images)
+        real.update(images)
+        made.update(restored)
         count += len(images)
-    return total(accelerator, count)
+
+    num_images = add_up(accelerator, count)
+    usage.counts = accelerator.reduce(usage.counts)
+    results = {name: {"value": mean(accelerator, each)} for name, each in similarities.items()}
+    if "codebook" in metrics:
+        results["codebook"] = {"value": usage.usage(), "perplexity": usage.perplexity()}
+    real, made = gather(accelerator, real), gather(accelerator, made)
+    if accelerator.is_main_process:
+        for name, result in results.items():
+            save_result(frames, name, result, num_images)
+        frames.keep(real)
+        save_feature_results(frames, extractors, made, kept | real, failures)
 
 
 def measure_generator(
-    accelerator: Accelerator, run: FinishedRun, measures: list[Measure], arguments: argparse.Namespace
-) -> int:
-    """Feed every validation frame, then as many generated images, to the measures; returns how many."""
+    accelerator: Accelerator,
+    run: FinishedRun,
+    metrics: list[str],
+    arguments: argparse.Namespace,
+    failures: list[str],
+) -> None:
+    """All of a generator's metrics: generated images against the validation frames, then --fill."""
+    extractors = build_extractors(accelerator, metrics, arguments, failures)
+    if not extractors and "fill" not in metrics:
+        return
     generator, tokenizer = (network.to(accelerator.device) for network in load_with_tokenizer(run))
+    frames = ValidationFrames(accelerator, run, tokenizer.image_size, arguments)
+    real, missing = frames.features(extractors)
+    if missing.extractors:
+        for _, images in frames.batches():
+            missing.update(images)
+        gathered = gather(accelerator, missing)
+        real |= gathered
+        if accelerator.is_main_process:
+            frames.keep(gathered)
+
+    to_fill = extractors.pop("fill", None)
+    if extractors:
+        folder = generate_features(accelerator, frames, generator, tokenizer, unique(extractors))
+        if accelerator.is_main_process:
+            parts = [load_features(path) for path in sorted(folder.glob("*.npz"))]
+            made = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            save_feature_results(frames, extractors, made, real, failures)
+            shutil.rmtree(folder)
+    if "fill" in metrics:
+        measure_fill(accelerator, frames, generator, tokenizer, to_fill, real)
+
+
+def generate_features(
+    accelerator: Accelerator,
+    frames: "ValidationFrames",
+    generator: MaskGIT,
+    tokenizer: Tokenizer,
+    extractors: list[nn.Module],
+) -> Path:
+    """Generate images and keep their features in the files of a folder, whose path is returned.
+
+    Each file holds the next CHUNK images and is named after its first. Those that an earlier evaluation with
+    the same weights and options left when it was interrupted are taken as they are.
+    """
+    run, arguments = frames.run, frames.arguments
+    num, chunk = arguments.num or len(frames.listed), feature_files.CHUNK
+    sampling = run.config.sampling.model_dump()
+    recipe = [fingerprint(run.folder), fingerprint(run.config.tokenizer), sampling, arguments.seed, num]
+    recipe += [chunk, *sorted(extractor.name for extractor in extractors)]
+    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+    folder = run.folder / "eval" / f".generated-{key}"
+
+    paths = {start: folder / f"{start:09d}.npz" for start in range(0, num, chunk)}
+    missing = [start for start, path in paths.items() if not path.exists()]
+    accelerator.wait_for_everyone()  # nobody writes one before all have seen which are missing
+    if len(missing) < len(paths):
+        accelerator.print(f"{run.folder}: {len(paths) - len(missing)} of {len(paths)} parts are generated")
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    for start in tqdm(mine, desc="generated", unit="part", disable=not accelerator.is_main_process):
+        made = FeatureSet(extractors)
+        end = min(start + chunk, num)
+        for first in range(start, end, arguments.batch_size):
+            size = min(arguments.batch_size, end - first)
+            codes = generator.generate(num=size, seed=arguments.seed, first_index=first, **sampling)
+            made.update(tokenizer.decode(codes))
+        save_features(paths[start], made.features())
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def measure_fill(
+    accelerator: Accelerator,
+    frames: "ValidationFrames",
+    generator: MaskGIT,
+    tokenizer: Tokenizer,
+    extractor: nn.Module | None,
+    real: dict[str, Tensor],
+) -> None:
+    """Mask a share of each validation frame's tokens, fill them in, and compare with the frame, by share.
+
+    A frame's masks follow from the seed and its place in the list alone; a smaller one is part of a larger,
+    and each has the share's nearest whole number of tokens, at least one.
+    """
+    device, arguments = accelerator.device, frames.arguments
+    unavailable = []
+    ratios = sorted(set(arguments.mask_ratio or MASK_RATIOS))
+    similarities = build_similarities(accelerator, ["psnr", "lpips"], arguments, unavailable)
+    for line in unavailable:
+        accelerator.print(f"--fill leaves out {line}")
+    functions = {name: each.function for name, each in similarities.items()}
+    means = {
+        ratio: {name: MeanSimilarity(function, device) for name, function in functions.items()}
+        for ratio in ratios
+    }
+    made = {ratio: FeatureSet([extractor] if extractor else []) for ratio in ratios}
+    sampling = frames.run.config.sampling.model_dump()
     count = 0
-    for images in real_images(accelerator, run, tokenizer.image_size, arguments):
-        for measure in measures:
-            measure.update(images, None, None)
+    for places, images in frames.batches():
+        # The sampler's noise goes by consecutive places; one whose frame is broken is filled for nothing.
+        first, last = int(places[0]), int(places[-1])
+        rows = (places - first).to(device)
+        codes = torch.zeros(last + 1 - first, tokenizer.num_tokens, dtype=torch.int64, device=device)
+        codes[rows] = tokenizer.encode(images)
+        order = [
+            np.random.default_rng([arguments.seed, place]).permutation(tokenizer.num_tokens)
+            for place in range(first, last + 1)
+        ]
+        order = torch.from_numpy(np.stack(order)).to(device)
+        for ratio in ratios:
+            mask = order < max(1, round(ratio * tokenizer.num_tokens))
+            filled = generator.fill(codes, mask, seed=arguments.seed, first_index=first, **sampling)
+            restored = tokenizer.decode(filled[rows])
+            for similarity in means[ratio].values():
+                similarity.update(restored, images)
+            made[ratio].update(restored)
         count += len(images)
-    num = arguments.num or total(accelerator, count)
 
-    starts = range(0, num, arguments.batch_size)[accelerator.process_index :: accelerator.num_processes]
-    for start in tqdm(starts, desc="generated", disable=not accelerator.is_main_process):
-        codes = generator.generate(
-            num=min(arguments.batch_size, num - start),
-            seed=arguments.seed,
-            first_index=start,
-            **run.config.sampling.model_dump(),
-        )
-        made = tokenizer.decode(codes)
-        for measure in measures:
-            measure.update(None, made, codes)
-    return num
-
-
-def real_images(accelerator: Accelerator, run: FinishedRun, size: int, arguments: argparse.Namespace):
-    """This process's share of the run's validation frames, (B, 3, H, W) in [0, 1], each exactly once."""
-    folder = arguments.frames or run.config.data.frames
-    frames = list_frames(folder, "val", **run.config.data.val.model_dump())
-    loader = evaluation_loader(
-        FrameDataset(Path(folder) / "val", frames, size),
-        arguments.batch_size,
-        arguments.workers,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-    broken = []
-    for batch in tqdm(loader, desc=f"{folder}/val", disable=not accelerator.is_main_process):
-        broken += [frames[index].file_name for index in batch.broken]
-        if len(batch.images):
-            yield to_unit_range(batch.images, accelerator.device)
-    for name in broken:
-        tqdm.write(f"{folder}/val/{name}: not readable as a picture, left out")
+    num_images = add_up(accelerator, count)
+    table = []
+    for ratio in ratios:
+        row = {name: mean(accelerator, each) for name, each in means[ratio].items()}
+        features = gather(accelerator, made[ratio])
+        if extractor and accelerator.is_main_process:
+            sides = (side[extractor.name].to(device) for side in (features, real))
+            row["fd_random" if extractor.is_random else "fid"] = frechet_distance(*sides)
+        table.append({"mask_ratio": ratio, **row})
+    if accelerator.is_main_process:
+        value = sum(row["psnr"] for row in table) / len(table)
+        result = {"value": value, "value_is": "PSNR in dB, mean over the mask ratios", "ratios": table}
+        save_result(frames, "fill", result, num_images, extractor)
+        for row in table:
+            print("  " + ", ".join(f"{name} {value:.4f}" for name, value in row.items()))
 
 
-def total(accelerator: Accelerator, count: int) -> int:
+class ValidationFrames:
+    """The validation frames of a run's config: their images, and their features where these are kept."""
+
+    def __init__(self, accelerator: Accelerator, run: FinishedRun, size: int, arguments: argparse.Namespace):
+        self.accelerator = accelerator
+        self.run = run
+        self.size = size
+        self.arguments = arguments
+        self.folder = Path(arguments.frames or run.config.data.frames)
+        self.listed = list_frames(self.folder, "val", **run.config.data.val.model_dump())
+        names = [frame.file_name for frame in self.listed]
+        places = (self.folder / ".features", run.folder / "eval" / ".features")
+        self.cache = FeatureCache(self.folder / "val", names, size, places)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share, a stretch of the list: places (B,) in it, and images (B,3,H,W) in [0,1].
+
+        Over all processes each frame comes exactly once, but for those that can't be read, which are named.
+        """
+        index, processes = self.accelerator.process_index, self.accelerator.num_processes
+        start, end = (len(self.listed) * each // processes for each in (index, index + 1))
+        dataset = FrameDataset(self.folder / "val", self.listed[start:end], self.size)
+        loader = evaluation_loader(dataset, self.arguments.batch_size, self.arguments.workers)
+        broken = []
+        for batch in tqdm(loader, desc=f"{self.folder}/val", disable=not self.accelerator.is_main_process):
+            broken += [dataset.frames[place].file_name for place in batch.broken]
+            if len(batch.images):
+                yield start + batch.indices, to_unit_range(batch.images, self.accelerator.device)
+        for name in broken:
+            tqdm.write(f"{self.folder}/val/{name}: not readable as a picture, left out")
+
+    def features(self, extractors: dict[str, nn.Module]) -> tuple[dict[str, Tensor], FeatureSet]:
+        """The features (n, dim) that are kept, on the main process, and a set for those that aren't."""
+        kept = {}
+        if self.accelerator.is_main_process:
+            loaded = {each.name: self.cache.load(each.name) for each in unique(extractors)}
+            kept = {name: features for name, features in loaded.items() if features is not None}
+        (names,) = broadcast_object_list([list(kept)])
+        return kept, FeatureSet([each for each in unique(extractors) if each.name not in names])
+
+    def keep(self, features: dict[str, Tensor]) -> None:
+        """Keep features of all frames, by extractor, for the next evaluation on them."""
+        for name, array in features.items():
+            self.cache.save(name, array)
+
+
+# --- over all processes -------------------------------------------------------------------------------------
+
+
+def gather(accelerator: Accelerator, features: FeatureSet) -> dict[str, Tensor]:
+    """The features of all processes, in the order of the processes' shares."""
+    shares = gather_object([features.features()])
+    return {name: torch.cat([share[name] for share in shares]) for name in shares[0]}
+
+
+def add_up(accelerator: Accelerator, count: int) -> int:
     """A count summed over all processes."""
     return int(accelerator.reduce(torch.tensor(count, device=accelerator.device)))
 
 
-def save_result(run: FinishedRun, measure: Measure, images: int, arguments: argparse.Namespace) -> None:
-    """Write eval/<metric>.json in the run's folder and print the value."""
-    result = measure.result()
+def mean(accelerator: Accelerator, similarity: MeanSimilarity) -> float:
+    """A mean over the images of all processes."""
+    similarity.sum, similarity.count = map(accelerator.reduce, (similarity.sum, similarity.count))
+    return similarity.mean
+
+
+# --- what to measure with, and what comes of it -------------------------------------------------------------
+
+
+def build_extractors(
+    accelerator: Accelerator, metrics: list[str], arguments: argparse.Namespace, failures: list[str]
+) -> dict[str, nn.Module]:
+    """The network of each metric on features; metrics whose network can't be had go to `failures`."""
+
+    def inception() -> InceptionFeatures | RandomInceptionFeatures:
+        if arguments.feature_extractor == "random-inception":
+            return RandomInceptionFeatures()
+        return InceptionFeatures(arguments.inception_weights)
+
+    on_inception = [name for name in metrics if name in OF_INCEPTION]
+    if "isc" in metrics and arguments.feature_extractor == "random-inception":
+        on_inception.remove("isc")
+        failures.append("--isc: random-inception knows no classes; it takes the published weights")
+    on_dinov2 = [name for name in metrics if name == "fd_dinov2"]
+    extractors = {}
+    for names, build in (
+        (on_inception, inception),
+        (on_dinov2, lambda: DINOv2Features(arguments.dinov2_weights)),
+    ):
+        if names:
+            with accelerator.main_process_first():  # one process downloads, and the others find the file
+                try:
+                    extractors |= dict.fromkeys(names, build().to(accelerator.device))
+                except UserError as error:
+                    failures.append(f"{', '.join(map(option, names))}: {error}")
+    return extractors
+
+
+def unique(extractors: dict[str, nn.Module]) -> list[nn.Module]:
+    """Each network once, however many metrics it serves."""
+    return list(dict.fromkeys(extractors.values()))
+
+
+def build_similarities(
+    accelerator: Accelerator, metrics: list[str], arguments: argparse.Namespace, failures: list[str]
+) -> dict[str, MeanSimilarity]:
+    """The metrics of an image beside its original; LPIPS, where it can't be had, goes to `failures`."""
+    functions = {name: function for name, function in (("psnr", psnr), ("ssim", ssim)) if name in metrics}
+    if "lpips" in metrics:
+        with accelerator.main_process_first():
+            try:
+                lpips = LPIPS(arguments.lpips_weights, option="--lpips-weights")
+                functions["lpips"] = lpips.to(accelerator.device)
+            except UserError as error:
+                failures.append(f"--lpips: {error}")
+    return {name: MeanSimilarity(function, accelerator.device) for name, function in functions.items()}
+
+
+def save_feature_results(
+    frames: ValidationFrames,
+    extractors: dict[str, nn.Module],
+    made: dict[str, Tensor],
+    real: dict[str, Tensor],
+    failures: list[str],
+) -> None:
+    """Compute and save each metric on features (n, dim); sets too small for it go to `failures`."""
+    for name, extractor in extractors.items():
+        sides = [side[extractor.name].to(frames.accelerator.device) for side in (made, real)]
+        try:
+            if name == "isc":
+                result = inception_score(extractor.logits(sides[0]))
+            elif name == "kid":
+                result = kernel_distance(*sides)
+            elif name == "prc":
+                result = precision_recall(*sides)
+            else:
+                result = {"value": frechet_distance(*sides)}
+        except UserError as error:
+            failures.append(f"{option(name)}: {error}")
+            continue
+        result["num_real"] = len(sides[1])
+        own_name = RANDOM_NAMES[name] if extractor.is_random else name
+        save_result(frames, own_name, result, len(sides[0]), extractor)
+
+
+def save_result(
+    frames: ValidationFrames, name: str, result: dict, num_images: int, extractor: nn.Module | None = None
+) -> None:
+    """Write eval/<name>.json in the run's folder and print the value."""
+    run, arguments = frames.run, frames.arguments
     record = {
-        "metric": measure.name,
+        "metric": name,
         **result,
-        "num_images": images,
-        "frames": arguments.frames or run.config.data.frames,
+        "num_images": num_images,
+        "frames": str(frames.folder),
         "split": "val",
         "subset": run.config.data.val.model_dump(),
-        "feature_extractor": measure.extractor,
+        "frames_sha256": frames_fingerprint(frames.listed),
+        "feature_extractor": extractor.name if extractor else None,
         "checkpoint_step": run.step,
         "seed": arguments.seed if run.is_generator else None,
         "sampling": run.config.sampling.model_dump() if run.is_generator else None,
         "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "torch-fidelity")},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    path = run.folder / "eval" / f"{measure.name}.json"
+    path = run.folder / "eval" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(record, indent=2) + "\n")
     os.replace(part, path)
-    few = isinstance(measure, Frechet) and images < FEW_IMAGES
-    note = f"; fewer than {FEW_IMAGES:,} images bias it upwards" if few else ""
-    print(f"{run.folder}: {measure.name} {result['value']:.4f} on {images:,} images, step {run.step}{note}")
+    few = extractor and min(num_images, result.get("num_real", num_images)) < FEW_IMAGES
+    note = (
+        f"; fewer than {FEW_IMAGES:,} images bias it, compare it only with a value on as many" if few else ""
+    )
+    print(f"{run.folder}: {name} {result['value']:.4f} on {num_images:,} images, step {run.step}{note}")
+
+
+def option(metric: str) -> str:
+    """What asks for a metric on the command line."""
+    return f"--{metric.replace('_', '-')}"
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What is measured on images and codes: Fréchet distances, image similarity, codebook statistics."""
+"""What is measured on images and codes: distances of features, likeness of images, codebook statistics."""

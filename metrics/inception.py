@@ -44,6 +44,10 @@ class _Features(nn.Module):
             (features,) = self.network(pixels)
         return features
 
+    def logits(self, features: Tensor) -> Tensor:
+        """The pool features (n,2048) to logits (n,1008) without the last layer's bias, those of IS."""
+        return features @ self.network.fc.weight.T
+
 
 class InceptionFeatures(_Features):
     """The features of FID (Heusel et al. 2017, arXiv 1706.08500), with torch-fidelity's published weights.
@@ -52,7 +56,7 @@ class InceptionFeatures(_Features):
     downloading it if need be. `name` ends in the file's SHA-256. Raises UserError where it can't be had.
     """
 
-    metric_prefix = "fid"
+    is_random = False
 
     def __init__(self, weights: str | Path | None = None):
         super().__init__()
@@ -69,7 +73,7 @@ class RandomInceptionFeatures(_Features):
     alike. Batch norm is left at identity. The weights follow from `seed` alone.
     """
 
-    metric_prefix = "fd_random"
+    is_random = True
 
     def __init__(self, seed: int = 0):
         super().__init__()

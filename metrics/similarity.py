@@ -1,5 +1,7 @@
 """Likeness of two images, pixel by pixel: PSNR and SSIM."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
@@ -34,3 +36,25 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
     structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
     return reduce(luminance * structure, "(b c) 1 h w -> b", "mean", b=len(images)).float()
+
+
+class MeanSimilarity:
+    """The mean over images of a likeness (B,) of images (B,3,H,W) to targets, by `function`.
+
+    `sum` and `count`, each (), are the whole state: add them up over processes.
+    """
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], device: torch.device | str = "cpu"):
+        self.function = function
+        self.sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
+
+    def update(self, images: Tensor, targets: Tensor) -> None:
+        """Add images (B,3,H,W), on the state's device."""
+        self.sum += self.function(images, targets).double().sum()
+        self.count += len(images)
+
+    @property
+    def mean(self) -> float:
+        """Needs at least one image."""
+        return (self.sum / self.count).item()

@@ -7,7 +7,7 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from errors import UserError
-from metrics.frechet import FeatureStatistics, frechet_distance
+from metrics.frechet import frechet_distance
 from metrics.inception import InceptionFeatures, RandomInceptionFeatures
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -20,36 +20,8 @@ def features(count, dim=24, seed=0):
     return (mixed + 5 * generator.normal(size=dim)).astype(np.float32)
 
 
-def gather(array, parts=1):
-    statistics = FeatureStatistics(array.shape[1])
-    for part in np.array_split(array, parts):
-        statistics.update(torch.from_numpy(part))
-    return statistics
-
-
 def distance(first, second):
-    return frechet_distance(first.mean, first.covariance, second.mean, second.covariance)
-
-
-@pytest.mark.parametrize("parts", [1, 7])
-def test_statistics_equal_numpys(parts):
-    array = features(200)
-    statistics = gather(array, parts)
-    assert statistics.count == 200
-    assert statistics.covariance.dtype == torch.float64
-    np.testing.assert_allclose(statistics.mean, np.mean(array.astype(np.float64), axis=0), rtol=1e-6)
-    np.testing.assert_allclose(
-        statistics.covariance, np.cov(array.astype(np.float64), rowvar=False), rtol=1e-6, atol=1e-8
-    )
-
-
-def test_statistics_add_up_over_processes():
-    array = features(90)
-    whole, first, second = gather(array), gather(array[:20]), gather(array[20:])
-    for name in ("count", "sum", "outer"):
-        setattr(first, name, getattr(first, name) + getattr(second, name))
-    torch.testing.assert_close(first.mean, whole.mean, rtol=1e-12, atol=0)
-    torch.testing.assert_close(first.covariance, whole.covariance, rtol=1e-9, atol=1e-9)
+    return frechet_distance(torch.from_numpy(first), torch.from_numpy(second))
 
 
 def test_distance_equals_the_formula_by_scipy():
@@ -58,34 +30,32 @@ def test_distance_equals_the_formula_by_scipy():
         (x.astype(np.float64).mean(0), np.cov(x.astype(np.float64).T)) for x in (first, second)
     )
     expected = ((m1 - m2) ** 2).sum() + np.trace(c1 + c2 - 2 * scipy.linalg.sqrtm(c1 @ c2).real)
-    assert distance(gather(first), gather(second, parts=4)) == pytest.approx(expected, rel=1e-6)
+    assert distance(first, second) == pytest.approx(expected, rel=1e-6)
 
 
 def test_distance_by_hand():
-    mean, cov = torch.tensor([1.0, 2.0]), torch.diag(torch.tensor([4.0, 9.0]))
-    other = torch.diag(torch.tensor([1.0, 1.0]))
-    assert frechet_distance(mean, cov, mean + 3, other) == pytest.approx(18 + (2 - 1) ** 2 + (3 - 1) ** 2)
+    """Variances 4 and 9 against 1 and 1, means 3 apart along both axes."""
+    cross = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]]) * np.sqrt(1.5)  # of unit covariance
+    expected = 18 + (2 - 1) ** 2 + (3 - 1) ** 2
+    assert distance(cross * [2, 3] + 1, cross + 4) == pytest.approx(expected)
 
 
 def test_distance_of_fewer_images_than_dimensions():
-    first, second = gather(features(6, seed=1)), gather(features(9, seed=2))
-    assert torch.linalg.matrix_rank(first.covariance) < 24
+    first, second = (features(count, seed=count).astype(np.float64) for count in (6, 9))
+    (m1, c1), (m2, c2) = ((x.mean(0), np.cov(x.T)) for x in (first, second))
+    assert np.linalg.matrix_rank(c1) < 24
     # By the eigenvectors of a symmetric matrix, which are exact where sqrtm of a singular one is not.
-    eigenvalues, vectors = scipy.linalg.eigh(first.covariance.numpy())
+    eigenvalues, vectors = scipy.linalg.eigh(c1)
     root = vectors * np.sqrt(eigenvalues.clip(min=0)) @ vectors.T
-    inner = np.linalg.eigvalsh(root @ second.covariance.numpy() @ root).clip(min=0)
-    expected = (
-        (first.mean - second.mean).square().sum()
-        + torch.trace(first.covariance + second.covariance)
-        - 2 * np.sqrt(inner).sum()
-    )
-    assert distance(first, second) == pytest.approx(expected.item(), rel=1e-5)
+    inner = np.linalg.eigvalsh(root @ c2 @ root).clip(min=0)
+    expected = ((m1 - m2) ** 2).sum() + np.trace(c1 + c2) - 2 * np.sqrt(inner).sum()
+    assert distance(first, second) == pytest.approx(expected, rel=1e-5)
     assert distance(first, first) == pytest.approx(0, abs=1e-3)
 
 
 def test_one_image_has_no_covariance():
     with pytest.raises(UserError, match=r"^1 images: .* at least two"):
-        _ = gather(features(1)).covariance
+        distance(features(5), features(1))
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +96,16 @@ def test_features_equal_torch_fidelitys(inception_file):
     assert torch.equal(actual, expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(extractor(images), expected)
-    assert extractor.metric_prefix == "fid"
+
+
+def test_logits_equal_torch_fidelitys(inception_file):
+    extractor, images = InceptionFeatures(inception_file), photographs(2)
+    published = FeatureExtractorInceptionV3(
+        "published", ["logits_unbiased"], feature_extractor_weights_path=inception_file
+    )
+    (expected,) = published((images * 255).round().byte())
+    torch.testing.assert_close(extractor.logits(extractor(images)), expected)
+    assert expected.shape == (2, 1008) and expected.std() > 0.01
 
 
 def test_extractors_name_their_weights(inception_file, random_features, tmp_path):
@@ -136,7 +115,7 @@ def test_extractors_name_their_weights(inception_file, random_features, tmp_path
     names = {InceptionFeatures(inception_file).name, InceptionFeatures(tmp_path / "other.pth").name}
     assert len(names) == 2 and all(len(name.removeprefix("inception-v3-fid-")) == 8 for name in names)
     assert random_features.name == "random-inception-seed0"
-    assert random_features.metric_prefix == "fd_random"
+    assert random_features.is_random and not InceptionFeatures(inception_file).is_random
 
 
 def test_inception_weights_that_cannot_be_had(monkeypatch, tmp_path, inception_file):
@@ -180,8 +159,6 @@ def test_random_features_tell_images_apart(random_features):
     deviation = clean.std(dim=0)
     assert (deviation > 0.01 * clean.mean()).float().mean() > 0.95
     assert torch.linalg.svdvals(clean - clean.mean(dim=0))[3] > 0.05 * torch.linalg.svdvals(clean)[0]
-    statistics = [
-        gather(batch[:, :64].numpy()) for batch in (clean, little, much)
-    ]  # of all 2048 it would take long
-    to_little, to_much = (distance(statistics[0], other) for other in statistics[1:])
+    first = clean[:, :64]  # of all 2048 it would take long
+    to_little, to_much = (frechet_distance(first, other[:, :64]) for other in (little, much))
     assert 0 < 2 * to_little < to_much

@@ -2,7 +2,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from metrics.similarity import psnr, ssim
+from metrics.similarity import MeanSimilarity, psnr, ssim
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +43,15 @@ def test_ssim_equals_skimage(pairs):
 
 def test_ssim_of_equal_images_is_one(pairs):
     torch.testing.assert_close(ssim(pairs[0], pairs[0]), torch.ones(3))
+
+
+def test_a_mean_adds_up_over_batches_and_processes(pairs):
+    images, targets = pairs
+    whole, first, second = (MeanSimilarity(ssim) for _ in range(3))
+    whole.update(images[:1], targets[:1])
+    whole.update(images[1:], targets[1:])
+    assert whole.mean == pytest.approx(ssim(images, targets).mean().item())
+    first.update(images[:1], targets[:1])
+    second.update(images[1:], targets[1:])
+    first.sum, first.count = first.sum + second.sum, first.count + second.count
+    assert first.mean == pytest.approx(whole.mean)

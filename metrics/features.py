@@ -1,0 +1,83 @@
+"""Features of many images: gathered batch by batch, kept in files, and read back."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# Images to a file of generated ones' features: what an interruption can cost a process. Whoever does the
+# evaluation, files begin at the same images.
+CHUNK = 256
+
+
+class FeatureSet:
+    """The features of images by several extractors: each a network with `name` and `dim`.
+
+    They are kept on the CPU; 40,000 images are 0.3 GB for InceptionV3.
+    """
+
+    def __init__(self, extractors: list[nn.Module]):
+        self.extractors = extractors
+        self.parts = {extractor.name: [torch.empty(0, extractor.dim)] for extractor in extractors}
+
+    def update(self, images: Tensor) -> None:
+        """Add images (B,3,H,W) in [0,1], on the extractors' device."""
+        for extractor in self.extractors:
+            self.parts[extractor.name].append(extractor(images).cpu())
+
+    def features(self) -> dict[str, Tensor]:
+        """float32 (n, dim) by the extractors' names, in the order of the updates."""
+        return {name: torch.cat(parts) for name, parts in self.parts.items()}
+
+
+class FeatureCache:
+    """Features of real images in files, one for each list of frames, image size and extractor.
+
+    frames: their file names, in `folder`; size: what they are resized to, in pixels. The files lie in
+    `folders`' first, or in its second where the first can't be written.
+    """
+
+    def __init__(self, folder: Path, frames: list[str], size: int, folders: tuple[Path, Path]):
+        self.folders = folders
+        # A name stays when a frame is extracted anew, at another size say; its bytes are then others.
+        paths = ((name, folder / name) for name in frames)
+        lengths = [(name, path.stat().st_size if path.exists() else None) for name, path in paths]
+        self.content = json.dumps([folder.name, size, lengths])
+
+    def load(self, extractor: str) -> Tensor | None:
+        """float32 (n, dim) of the frames that can be read, in their order; None where they aren't kept."""
+        for folder in self.folders:
+            path = folder / self._name(extractor)
+            if path.is_file():
+                return load_features(path)[extractor]
+        return None
+
+    def save(self, extractor: str, features: Tensor) -> None:
+        """Keep features (n, dim) in the first of the folders that can be written."""
+        first, second = (folder / self._name(extractor) for folder in self.folders)
+        try:
+            save_features(first, {extractor: features})
+        except OSError:  # somebody else's frames, read-only
+            save_features(second, {extractor: features})
+
+    def _name(self, extractor: str) -> str:
+        return f"{extractor}-{hashlib.sha256(self.content.encode()).hexdigest()[:16]}.npz"
+
+
+def save_features(path: Path, features: dict[str, Tensor]) -> None:
+    """Write arrays by name to an .npz file, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.savez(file, **{name: array.numpy() for name, array in features.items()})
+    os.replace(part, path)
+
+
+def load_features(path: Path) -> dict[str, Tensor]:
+    """The arrays of save_features."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}

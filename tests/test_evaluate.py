@@ -1,0 +1,329 @@
+"""evaluate.py: distances of features, their caches, interrupted generation, and --fill.
+
+Most tests take a small stand-in for InceptionV3, which is slow on a CPU.
+"""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import metrics.dinov2
+import metrics.features
+import metrics.inception
+from data.frames import FrameDataset, list_frames
+from metrics.frechet import frechet_distance
+from metrics.inception import RandomInceptionFeatures
+from metrics.similarity import psnr
+from models import load_generator, load_tokenizer
+from models.encoder import LatentEncoder
+from models.maskgit import MaskGIT
+from models.storage import read_provenance
+from tests.conftest import TINY_GENERATOR, TINY_TOKENIZER, make_frames, run_script
+from training.config import GeneratorConfig, load_config
+
+RANDOM = ("--feature-extractor", "random-inception", "--workers", 0)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with 7 validation frames, a tokenizer's run and a generator's."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    make_frames(folder / "frames", train=8, val=7)
+    paths = {"frames": folder / "frames", "runs": folder / "runs", "tokens": folder / "tokens"}
+    (folder / "tok.yaml").write_text(TINY_TOKENIZER.format(**paths))
+    run_script("train_tokenizer.py", "--config", folder / "tok.yaml", "--set", "training.max_steps=2")
+    (folder / "gen.yaml").write_text(TINY_GENERATOR.format(**paths, tokenizer=folder / "runs" / "tok"))
+    run_script("train_maskgit.py", "--config", folder / "gen.yaml", "--set", "training.max_steps=2")
+    return folder
+
+
+@pytest.fixture
+def workplace(trained, tmp_path, monkeypatch):
+    """A copy whose runs refer to the copy. Four generated images go to a file."""
+    folder = shutil.copytree(trained, tmp_path / "work")
+    for config in folder.glob("runs/*/config.yaml"):
+        config.write_text(config.read_text().replace(str(trained), str(folder)))
+    monkeypatch.setattr(metrics.features, "CHUNK", 4)
+    return folder
+
+
+class Pooled(torch.nn.Module):
+    """A stand-in for RandomInceptionFeatures: the means of 2×2 regions. Counts the images it sees."""
+
+    name, dim, is_random = "pooled", 12, True
+    seen = 0
+
+    def forward(self, images):
+        Pooled.seen += len(images)
+        return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+
+
+@pytest.fixture
+def pooled(monkeypatch):
+    """`seen()` tells how many images the stand-in has had since the last call."""
+    monkeypatch.setattr(metrics.inception, "RandomInceptionFeatures", Pooled)
+    Pooled.seen = 0
+
+    def seen():
+        count, Pooled.seen = Pooled.seen, 0
+        return count
+
+    return seen
+
+
+def evaluate(run, *arguments, **options):
+    return run_script("evaluate.py", "--run", run, *arguments, **options)
+
+
+def result(run, metric):
+    return json.loads((run / "eval" / f"{metric}.json").read_text())
+
+
+def real_images(folder):
+    dataset = FrameDataset(folder / "frames" / "val", list_frames(folder / "frames", "val"), 32)
+    return torch.stack([dataset[index][0] for index in range(len(dataset))]).float() / 255
+
+
+def test_every_image_goes_through_the_network_once(workplace, pooled):
+    run = workplace / "runs" / "tok"
+    evaluate(run, "--rfid", "--kid", "--prc", "--psnr", *RANDOM)
+    assert pooled() == 7 + 7
+    assert {path.stem for path in (run / "eval").glob("*.json")} == {
+        *("fd_random", "kid_random", "prc_random", "psnr")
+    }
+    tokenizer, images = load_tokenizer(run), real_images(workplace)
+    real, made = (Pooled()(each) for each in (images, tokenizer.decode(tokenizer.encode(images))))
+    record = result(run, "fd_random")
+    assert record["value"] == pytest.approx(frechet_distance(made, real), rel=1e-4)
+    assert (record["num_images"], record["num_real"], record["feature_extractor"]) == (7, 7, "pooled")
+    assert result(run, "kid_random")["subset_size"] == 7
+    assert {"precision", "recall"} <= result(run, "prc_random").keys()
+
+
+def test_real_features_serve_the_next_evaluation(workplace, pooled):
+    tokenizer_run, generator_run = workplace / "runs" / "tok", workplace / "runs" / "gen"
+    first = evaluate(tokenizer_run, "--rfid", *RANDOM)
+    assert "fewer than 10,000 images" in first
+    value = result(tokenizer_run, "fd_random")["value"]
+    pooled()
+    evaluate(tokenizer_run, "--rfid", "--kid", *RANDOM)
+    assert pooled() == 7  # the reconstructions
+    assert result(tokenizer_run, "fd_random")["value"] == pytest.approx(value, rel=1e-9)
+    evaluate(generator_run, "--gfid", "--num", 5, *RANDOM)
+    assert pooled() == 5
+    assert len(list((workplace / "frames" / ".features").iterdir())) == 1
+
+    (frame,) = (workplace / "frames" / "val").glob("*/*-0000003.jpg")
+    frame.write_bytes(b"no picture")
+    assert f"{frame.name}: not readable" in evaluate(tokenizer_run, "--rfid", *RANDOM)
+    assert pooled() == 6 + 6
+    assert result(tokenizer_run, "fd_random")["num_real"] == 6
+
+
+def test_frames_that_cannot_be_written(workplace, pooled):
+    (workplace / "frames" / ".features").write_text("in the folder's place")
+    for expected in (14, 7):
+        evaluate(workplace / "runs" / "tok", "--rfid", *RANDOM)
+        assert pooled() == expected
+
+
+def test_as_many_are_generated_as_there_are_real_ones(workplace, pooled):
+    run = workplace / "runs" / "gen"
+    evaluate(run, "--gfid", "--kid", "--seed", 3, *RANDOM)
+    assert pooled() == 7 + 7
+    generator, tokenizer = load_generator(run), load_tokenizer(workplace / "runs" / "tok")
+    sampling = load_config(workplace / "gen.yaml", GeneratorConfig).sampling.model_dump()
+    made = tokenizer.decode(generator.generate(num=7, seed=3, **sampling))
+    real = Pooled()(real_images(workplace))
+    record = result(run, "fd_random")
+    assert record["value"] == pytest.approx(frechet_distance(Pooled()(made), real), rel=1e-4)
+    assert (record["num_images"], record["num_real"], record["seed"]) == (7, 7, 3)
+    assert len(record["frames_sha256"]) == 64 and record["sampling"] == sampling
+    assert not list((run / "eval").glob(".generated*"))
+
+
+def test_interrupted_generation_goes_on(workplace, pooled, monkeypatch):
+    run = workplace / "runs" / "gen"
+    arguments = ("--gfid", "--prc", "--num", 10, "--batch-size", 2, *RANDOM)
+    evaluate(run, *arguments)
+    whole = {name: result(run, name)["value"] for name in ("fd_random", "prc_random")}
+    shutil.rmtree(run / "eval")
+
+    generate, firsts = MaskGIT.generate, []
+
+    def interrupted(self, num, first_index, **options):
+        if len(firsts) == 3:
+            raise KeyboardInterrupt
+        firsts.append(first_index)
+        return generate(self, num, first_index=first_index, **options)
+
+    def counted(self, num, first_index, **options):
+        firsts.append(first_index)
+        return generate(self, num, first_index=first_index, **options)
+
+    monkeypatch.setattr(MaskGIT, "generate", interrupted)
+    evaluate(run, *arguments, fails=True)
+    assert firsts == [0, 2, 4] and not list((run / "eval").glob("*.json"))
+    firsts.clear()
+    monkeypatch.setattr(MaskGIT, "generate", counted)
+    assert "1 of 3 parts are generated" in evaluate(run, *arguments)
+    assert firsts == [4, 6, 8]
+    assert {name: result(run, name)["value"] for name in whole} == pytest.approx(whole, rel=1e-9)
+    assert not list((run / "eval").glob(".generated*"))
+
+
+def test_parts_of_other_weights_or_options_are_not_taken(workplace, pooled, monkeypatch):
+    run = workplace / "runs" / "gen"
+    generate, count = MaskGIT.generate, [0]
+
+    def interrupted(self, num, **options):
+        count[0] += num
+        if count[0] > 4:
+            raise KeyboardInterrupt
+        return generate(self, num, **options)
+
+    monkeypatch.setattr(MaskGIT, "generate", interrupted)
+    evaluate(run, "--gfid", "--num", 8, "--batch-size", 4, *RANDOM, fails=True)
+    monkeypatch.setattr(MaskGIT, "generate", generate)
+    assert "parts are generated" not in evaluate(run, "--gfid", "--num", 8, "--seed", 1, *RANDOM)
+    generator = load_generator(run)
+    state = {key: value + 1 for key, value in generator.state_dict().items()}
+    save_file(state, run / "model" / "model.safetensors", metadata=read_provenance(run / "model"))
+    assert "parts are generated" not in evaluate(run, "--gfid", "--num", 8, *RANDOM)
+
+
+def test_fill_by_mask_ratio(workplace, pooled):
+    run = workplace / "runs" / "gen"
+    evaluate(run, "--fill", "--mask-ratio", 0.5, "--mask-ratio", 1, "--batch-size", 3, *RANDOM)
+    record = result(run, "fill")
+    assert [row["mask_ratio"] for row in record["ratios"]] == [0.5, 1.0]
+    assert record["value"] == pytest.approx(np.mean([row["psnr"] for row in record["ratios"]]))
+    assert isinstance(record["value"], float) and record["num_images"] == 7
+
+    images, tokenizer = real_images(workplace), load_tokenizer(workplace / "runs" / "tok")
+    codes, real = tokenizer.encode(images), Pooled()(images)
+    sampling = load_config(workplace / "gen.yaml", GeneratorConfig).sampling.model_dump()
+    for row in record["ratios"]:
+        order = np.stack([np.random.default_rng([0, place]).permutation(8) for place in range(7)])
+        mask = torch.from_numpy(order < row["mask_ratio"] * 8)
+        assert mask.sum(dim=1).tolist() == [row["mask_ratio"] * 8] * 7
+        filled = tokenizer.decode(load_generator(run).fill(codes, mask, seed=0, **sampling))
+        assert row["psnr"] == pytest.approx(psnr(filled, images).mean().item(), rel=1e-4)
+        assert row["fd_random"] == pytest.approx(frechet_distance(Pooled()(filled), real), rel=1e-3)
+
+
+def test_fill_passes_over_a_broken_frame(workplace, pooled):
+    """The others' masks and noise stay as they were."""
+    run = workplace / "runs" / "gen"
+    names = [frame.file_name for frame in list_frames(workplace / "frames", "val")]
+    (workplace / "frames" / "val" / names[2]).write_bytes(b"no picture")
+    evaluate(run, "--fill", "--mask-ratio", 0.5, "--batch-size", 4, *RANDOM)
+    kept = [0, 1, 3, 4, 5, 6]
+    dataset = FrameDataset(workplace / "frames" / "val", list_frames(workplace / "frames", "val"), 32)
+    images = torch.stack([dataset[place][0] for place in kept]).float() / 255
+    tokenizer = load_tokenizer(workplace / "runs" / "tok")
+    codes = torch.zeros(7, 8, dtype=torch.int64)
+    codes[kept] = tokenizer.encode(images)
+    order = np.stack([np.random.default_rng([0, place]).permutation(8) for place in range(7)])
+    sampling = load_config(workplace / "gen.yaml", GeneratorConfig).sampling.model_dump()
+    filled = load_generator(run).fill(codes, torch.from_numpy(order < 4), seed=0, **sampling)[kept]
+    record = result(run, "fill")
+    assert record["num_images"] == 6
+    assert record["value"] == pytest.approx(psnr(tokenizer.decode(filled), images).mean().item(), rel=1e-4)
+
+
+def test_two_processes_measure_the_same(workplace):
+    """With InceptionV3's published layout, random weights: to the sample, in the order of the frames."""
+    extractor = RandomInceptionFeatures()
+    torch.save(extractor.network.state_dict(), workplace / "inception.pth")
+    weights = ("--inception-weights", workplace / "inception.pth", "--workers", 0)
+    for run, metric_names in (
+        (workplace / "runs" / "tok", ("isc", "kid", "prc")),
+        (workplace / "runs" / "gen", ("isc", "kid", "prc", "fill")),
+    ):
+        asked = [f"--{name}" for name in metric_names]
+        evaluate(run, *asked, "--num", 5, "--mask-ratio", 0.5, "--batch-size", 2, *weights)
+        one = {name: result(run, name) for name in metric_names}
+        shutil.rmtree(run / "eval")
+        if run.name == "tok":
+            shutil.rmtree(workplace / "frames" / ".features")
+        evaluate(run, *asked, "--num", 5, "--mask-ratio", 0.5, "--batch-size", 2, *weights, processes=2)
+        for name, record in one.items():
+            other = result(run, name)
+            expected = 5 if run.name == "gen" and name != "fill" else 7
+            assert other["num_images"] == record["num_images"] == expected
+            assert other["value"] == pytest.approx(record["value"], rel=1e-3, abs=1e-4), (run.name, name)
+            assert other["feature_extractor"].startswith("inception-v3-fid-")
+    assert other["ratios"][0]["fid"] == pytest.approx(record["ratios"][0]["fid"], rel=1e-3)
+
+
+def test_fd_dinov2_stands_beside_the_others(workplace, pooled, monkeypatch):
+    """With a small ViT in DINOv2's layout."""
+    size = {"width": 32, "depth": 1, "heads": 2}
+    vit = LatentEncoder("dinov2", 518, 14, 1, **size).vit
+    torch.save(vit.state_dict(), workplace / "dinov2.pth")
+    original = metrics.dinov2.DINOv2Features
+    monkeypatch.setattr(metrics.dinov2, "DINOv2Features", lambda weights: original(weights, **size))
+    run = workplace / "runs" / "tok"
+    evaluate(run, "--fd-dinov2", "--rfid", "--dinov2-weights", workplace / "dinov2.pth", *RANDOM)
+    tokenizer, images = load_tokenizer(run), real_images(workplace)
+    extractor = original(workplace / "dinov2.pth", **size)
+    real, made = (extractor(each) for each in (images, tokenizer.decode(tokenizer.encode(images))))
+    record = result(run, "fd_dinov2")
+    assert record["value"] == pytest.approx(frechet_distance(made, real), rel=1e-3)
+    assert record["feature_extractor"] == extractor.name
+    assert result(run, "fd_random")["feature_extractor"] == "pooled"
+
+
+def test_what_cannot_be_had_keeps_no_other_result(workplace, pooled, tmp_path):
+    run = workplace / "runs" / "tok"
+    offline = {"TORCH_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9"}
+    printed = evaluate(run, "--all", *RANDOM, fails=True, **offline)
+    for words in ("--isc: random-inception", "--fd-dinov2: timm/vit_large", "--lpips: vgg16"):
+        assert words in printed
+    names = {"fd_random", "kid_random", "prc_random", "psnr", "ssim", "codebook"}
+    assert {path.stem for path in (run / "eval").glob("*.json")} == names
+
+    printed = evaluate(run, "--rfid", "--isc", "--ssim", "--workers", 0, fails=True, **offline)
+    assert printed.count("weights-inception-2015-12-05") >= 1 and "--rfid, --isc: " in printed
+
+
+def test_sets_too_small_for_a_metric(workplace, pooled):
+    run = workplace / "runs" / "gen"
+    printed = evaluate(run, "--gfid", "--kid", "--prc", "--num", 3, *RANDOM, fails=True)
+    assert "--prc: 3 images: precision and recall need 4 in each set" in printed
+    assert {path.stem for path in (run / "eval").glob("*.json")} == {"fd_random", "kid_random"}
+
+
+def test_metrics_of_both_kinds_go_to_the_runs_there_are(workplace, pooled):
+    runs = workplace / "runs"
+    run_script("evaluate.py", "--runs", runs, "--kid", *RANDOM)
+    assert (runs / "tok" / "eval" / "kid_random.json").exists()
+    assert (runs / "gen" / "eval" / "kid_random.json").exists()
+    shutil.rmtree(runs / "tok" / "eval")
+    run_script("evaluate.py", "--runs", runs, "--gfid", "--prc", *RANDOM)
+    assert (runs / "gen" / "eval" / "prc_random.json").exists()
+    assert not (runs / "tok" / "eval").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--fill", "--run", "{runs}/tok"], "--fill: {runs}/tok is a tokenizer's run; it has --rfid,"),
+        (
+            ["--codebook", "--run", "{runs}/gen"],
+            "--codebook: {runs}/gen is a generator's run; it has --gfid,",
+        ),
+        (["--gfid", "--num", "0"], "--num 0: generate at least one image"),
+        (["--fill", "--mask-ratio", "1.5"], "--mask-ratio 1.5: a share of tokens"),
+        (["--kid", "--runs", "{runs}/nowhere"], "no finished run of train_tokenizer.py there"),
+    ],
+)
+def test_refuses_in_one_line(trained, arguments, words):
+    runs = str(trained / "runs")
+    printed = run_script("evaluate.py", *[text.format(runs=runs) for text in arguments], fails=True)
+    assert words.format(runs=runs) in printed
