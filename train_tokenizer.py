@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader
 from torchvision.utils import make_grid, save_image
 
 from data.frames import (
+    Frame,
     FrameDataset,
+    ImageBatch,
     collate_images,
     evaluation_loader,
     frames_fingerprint,
@@ -40,9 +42,7 @@ ANALYSIS_LATENTS = 8192  # at most, in a file under analysis/
 def main() -> None:
     config, arguments = parse_arguments(TokenizerConfig, __doc__)
     run = Run(config, arguments.restart)
-    losses = config.losses
 
-    # Data
     train_frames = list_frames(config.data.frames, "train", **config.data.train.model_dump())
     val_frames = list_frames(config.data.frames, "val", **config.data.val.model_dump())
     sampler = run.plan(len(train_frames), frames_fingerprint(train_frames))
@@ -62,83 +62,102 @@ def main() -> None:
         prefetch_factor=4 if run.loader_workers else None,
     )
 
-    # Networks
-    set_seed(config.run.seed)
-    tokenizer = build_tokenizer(config.model.architecture())
-    pretrained = load_start(run, tokenizer, config.model)
-    in_encoder = set(tokenizer.encoder.parameters())
-    frozen_at_first = [parameter for parameter in pretrained if parameter in in_encoder]
-    ema = ModelEmaV3(tokenizer, decay=config.training.ema_decay, use_warmup=True)
-    discriminator = PatchGAN(**config.discriminator.model_dump())
-    lecam = LeCam()
-    perceptual = {
-        name: network(weights).to(run.device)
-        for name, weight, weights, network in (
-            ("lpips", losses.lpips, losses.lpips_weights, LPIPS),
-            ("convnext", losses.convnext, losses.convnext_weights, ConvNeXtLogits),
-        )
-        if weight > 0
-    }
-    off = [name for name in ("lpips", "convnext", "adversarial", "entropy") if not getattr(losses, name)]
-    if off:
-        run.say(f"losses: off by config: {', '.join(off)}")
-
-    networks = [tokenizer, discriminator]
-    optimizers = [
-        build_optimizer(tokenizer, config.training, pretrained, config.training.pretrained_rate),
-        build_optimizer(discriminator, config.training),
-    ]
-    wrapped, wrapped_discriminator = run.prepare(networks, optimizers, {"ema": ema.module, "lecam": lecam})
-    optimizer, discriminator_optimizer = run.optimizers
-
+    networks = Networks(run)
     batches = iter(loader)
     for step in run.steps():
         learning_rate = run.set_learning_rate(step)
-        adversarial = losses.adversarial > 0 and step > losses.adversarial_start
-        real_logits, fake_logits = [], []
-        for batch in run.accumulate(run.take(batches), wrapped, wrapped_discriminator):
-            images = run.images_of(batch, train_frames, "train")
-            with run.accelerator.autocast():
-                output = wrapped(images, with_entropy=losses.entropy > 0)
-                terms = reconstruction_terms(output.images.float(), images, losses, perceptual)
-                terms["codebook"] = output.quantized.codebook_loss
-                terms["commitment"] = output.quantized.commitment_loss
-                terms["entropy"] = output.quantized.entropy_loss
-                if adversarial:
-                    with frozen(discriminator):
-                        terms["adversarial"] = hinge_generator_loss(discriminator(output.images))
-                loss = sum(weight_of(name, losses) * term for name, term in terms.items())
-            run.accelerator.backward(loss / run.accumulation)
-            run.add(loss=loss, **terms)
-
-            if adversarial:
-                # The images of the same forward pass, so that the parts of a batch add up to the whole.
-                both = torch.cat([images, output.images.detach()])
-                with run.accelerator.autocast():
-                    real, fake = wrapped_discriminator(both).chunk(2)
-                    discriminator_loss = hinge_discriminator_loss(real, fake)
-                    penalty = lecam.penalty(real, fake)
-                total = discriminator_loss + losses.lecam * penalty
-                run.accelerator.backward(total / run.accumulation)
-                run.add(discriminator=discriminator_loss, lecam=penalty)
-                real_logits.append(real.detach().float().mean())
-                fake_logits.append(fake.detach().float().mean())
-
-        if step <= config.training.freeze_encoder_steps:
-            for parameter in frozen_at_first:
-                parameter.grad = None  # the optimizer passes over it
-        run.add(gradient_norm=run.clip_and_step(tokenizer, optimizer))
-        if adversarial:
-            run.add(discriminator_gradient_norm=run.clip_and_step(discriminator, discriminator_optimizer))
-            lecam.update(*run.means_over_processes(real_logits, fake_logits))
-        ema.update(tokenizer, step)
-
+        train_step(run, networks, run.take(batches), train_frames, step)
         validate, checkpoint = run.end_step(step, learning_rate)
         if validate:
-            run.log(step, evaluate(run, ema.module, val_set, losses, perceptual, step))
+            run.log(
+                step, evaluate(run, networks.ema.module, val_set, config.losses, networks.perceptual, step)
+            )
         if checkpoint:
-            run.save(step, ema.module)
+            run.save(step, networks.ema.module)
     run.finish()
+
+
+class Networks:
+    """The networks of a run, as its config says and handed over to it; `wrapped…` are accelerate's."""
+
+    def __init__(self, run: Run):
+        config, losses = run.config, run.config.losses
+        set_seed(config.run.seed)
+        self.tokenizer = build_tokenizer(config.model.architecture())
+        pretrained = load_start(run, self.tokenizer, config.model)
+        in_encoder = set(self.tokenizer.encoder.parameters())
+        self.frozen_at_first = [parameter for parameter in pretrained if parameter in in_encoder]
+        self.ema = ModelEmaV3(self.tokenizer, decay=config.training.ema_decay, use_warmup=True)
+        self.discriminator = PatchGAN(**config.discriminator.model_dump())
+        self.lecam = LeCam()
+        self.perceptual = {
+            name: network(weights).to(run.device)
+            for name, weight, weights, network in (
+                ("lpips", losses.lpips, losses.lpips_weights, LPIPS),
+                ("convnext", losses.convnext, losses.convnext_weights, ConvNeXtLogits),
+            )
+            if weight > 0
+        }
+        off = [name for name in ("lpips", "convnext", "adversarial", "entropy") if not getattr(losses, name)]
+        if off:
+            run.say(f"losses: off by config: {', '.join(off)}")
+        optimizers = [
+            build_optimizer(self.tokenizer, config.training, pretrained, config.training.pretrained_rate),
+            build_optimizer(self.discriminator, config.training),
+        ]
+        self.wrapped, self.wrapped_discriminator = run.prepare(
+            [self.tokenizer, self.discriminator],
+            optimizers,
+            {"ema": self.ema.module, "lecam": self.lecam},
+        )
+
+
+def train_step(
+    run: Run, networks: Networks, micro_batches: list[ImageBatch], frames: list[Frame], step: int
+) -> None:
+    """One update of the tokenizer, from `adversarial_start` on of the discriminator, and of the EMA."""
+    losses = run.config.losses
+    tokenizer, discriminator = networks.tokenizer, networks.discriminator
+    wrapped, wrapped_discriminator = networks.wrapped, networks.wrapped_discriminator
+    optimizer, discriminator_optimizer = run.optimizers
+    adversarial = losses.adversarial > 0 and step > losses.adversarial_start
+    real_logits, fake_logits = [], []
+    for batch in run.accumulate(micro_batches, wrapped, wrapped_discriminator):
+        images = run.images_of(batch, frames, "train")
+        with run.accelerator.autocast():
+            output = wrapped(images, with_entropy=losses.entropy > 0)
+            terms = reconstruction_terms(output.images.float(), images, losses, networks.perceptual)
+            terms["codebook"] = output.quantized.codebook_loss
+            terms["commitment"] = output.quantized.commitment_loss
+            terms["entropy"] = output.quantized.entropy_loss
+            if adversarial:
+                with frozen(discriminator):
+                    terms["adversarial"] = hinge_generator_loss(discriminator(output.images))
+            loss = sum(weight_of(name, losses) * term for name, term in terms.items())
+        run.accelerator.backward(loss / run.accumulation)
+        run.add(loss=loss, **terms)
+
+        if adversarial:
+            # The images of the same forward pass, so that the parts of a batch add up to the whole.
+            both = torch.cat([images, output.images.detach()])
+            with run.accelerator.autocast():
+                real, fake = wrapped_discriminator(both).chunk(2)
+                discriminator_loss = hinge_discriminator_loss(real, fake)
+                penalty = networks.lecam.penalty(real, fake)
+            total = discriminator_loss + losses.lecam * penalty
+            run.accelerator.backward(total / run.accumulation)
+            run.add(discriminator=discriminator_loss, lecam=penalty)
+            real_logits.append(real.detach().float().mean())
+            fake_logits.append(fake.detach().float().mean())
+
+    if step <= run.config.training.freeze_encoder_steps:
+        for parameter in networks.frozen_at_first:
+            parameter.grad = None  # the optimizer passes over it
+    run.add(gradient_norm=run.clip_and_step(tokenizer, optimizer))
+    if adversarial:
+        run.add(discriminator_gradient_norm=run.clip_and_step(discriminator, discriminator_optimizer))
+        networks.lecam.update(*run.means_over_processes(real_logits, fake_logits))
+    networks.ema.update(tokenizer, step)
 
 
 def load_start(run: Run, tokenizer: Tokenizer, model: TiTokSection | VQGANSection) -> list[nn.Parameter]:

@@ -7,6 +7,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 8192  # latents whose distances to all codes are in memory at once
 
 
 class Quantized(NamedTuple):
@@ -58,9 +61,9 @@ class VectorQuantizer(nn.Module):
             latents = F.normalize(z.float(), dim=-1) if self.l2_normalize else z.float()
             flat = rearrange(latents, "... d -> (...) d")
 
-            with torch.set_grad_enabled(with_entropy and torch.is_grad_enabled()):
-                distances = squared_distances(flat, codebook)
-            codes = distances.argmin(dim=1).view(latents.shape[:-1])
+            with torch.no_grad():
+                codes = [squared_distances(chunk, codebook).argmin(dim=1) for chunk in flat.split(CHUNK)]
+                codes = torch.cat(codes).view(latents.shape[:-1])
             nearest = F.embedding(codes, codebook)
 
             zero = latents.new_zeros(())
@@ -70,7 +73,7 @@ class VectorQuantizer(nn.Module):
                 codes=codes,
                 codebook_loss=F.mse_loss(nearest, latents.detach()),
                 commitment_loss=F.mse_loss(latents, nearest.detach()),
-                entropy_loss=entropy_loss(-distances / self.entropy_temperature) if with_entropy else zero,
+                entropy_loss=entropy_loss(flat, codebook, self.entropy_temperature) if with_entropy else zero,
             )
 
 
@@ -80,17 +83,22 @@ def squared_distances(latents: Tensor, codebook: Tensor) -> Tensor:
     return torch.addmm(norms, latents, codebook.T, alpha=-2)
 
 
-def entropy_loss(logits: Tensor) -> Tensor:
-    """E[H(p)] - H(E[p]) in nats, p = softmax(logits) over the codes (MAGVIT-v2, arXiv 2310.05737, eq. 5).
+def entropy_loss(latents: Tensor, codebook: Tensor, temperature: float) -> Tensor:
+    """E[H(p)] - H(E[p]) in nats (MAGVIT-v2, arXiv 2310.05737, eq. 5), a scalar.
 
-    logits: (N, codebook_size). The outer mean E[p] spans the latents of all processes of a torch.distributed
-    job: its value is the mean over processes, its gradient the local one, so that gradients averaged over
-    processes (as DDP does) are those of the whole batch.
+    p is the softmax over the codes of the negative squared distances of latents (N, D) to codebook
+    (codebook_size, D), divided by the temperature. The outer mean E[p] spans the latents of all processes of
+    a torch.distributed job: its value is the mean over processes, its gradient the local one, so that
+    gradients averaged over processes (as DDP does) are those of the whole batch. The distances are computed
+    chunk by chunk, and again for the gradient, so that not all of them are ever in memory.
     """
-    log_p = logits.log_softmax(dim=1)
-    p = log_p.exp()
-    entropy_of_each = -(p * log_p).sum(dim=1).mean()
-    mean_p = p.mean(dim=0)
+    sums = [
+        checkpoint(_entropy_sums, chunk, codebook, temperature, use_reentrant=False, preserve_rng_state=False)
+        for chunk in latents.split(CHUNK)
+    ]
+    sum_of_entropies, sum_of_p = map(sum, zip(*sums))
+    entropy_of_each = sum_of_entropies / len(latents)
+    mean_p = sum_of_p / len(latents)
     if dist.is_available() and dist.is_initialized():
         over_processes = mean_p.detach().clone()
         dist.all_reduce(over_processes)
@@ -98,3 +106,10 @@ def entropy_loss(logits: Tensor) -> Tensor:
         mean_p = mean_p + (over_processes - mean_p).detach()
     entropy_of_mean = torch.special.entr(mean_p.clamp_min(torch.finfo(mean_p.dtype).tiny)).sum()
     return entropy_of_each - entropy_of_mean
+
+
+def _entropy_sums(latents: Tensor, codebook: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Over latents, the sums of H(p), a scalar, and of p, (codebook_size,)."""
+    log_p = (-squared_distances(latents, codebook) / temperature).log_softmax(dim=1)
+    p = log_p.exp()
+    return -(p * log_p).sum(), p.sum(dim=0)

@@ -80,23 +80,38 @@ def test_distances_stay_float32_under_autocast():
     assert plain.entropy_loss == under_autocast.entropy_loss
 
 
+def test_more_latents_than_are_looked_up_at_once():
+    torch.manual_seed(5)
+    quantizer = VectorQuantizer(24, 4, l2_normalize=False, entropy_temperature=0.5)
+    z = torch.randn(20_000, 4, requires_grad=True)
+    out = quantizer(z, with_entropy=True)
+    codes, _, _, entropy = reference(z.detach(), quantizer.codebook.detach(), False, 0.5)
+    np.testing.assert_array_equal(out.codes, codes)
+    np.testing.assert_allclose(out.entropy_loss.item(), entropy, rtol=1e-4)
+
+    gradients = torch.autograd.grad(out.entropy_loss, [z, quantizer.codebook])
+    z64, codebook64 = (each.detach().double().requires_grad_(True) for each in (z, quantizer.codebook))
+    p = (-torch.cdist(z64, codebook64).square() / 0.5).softmax(dim=1)
+    entropies = torch.special.entr(p).sum(dim=1).mean() - torch.special.entr(p.mean(dim=0)).sum()
+    for ours, exact in zip(gradients, torch.autograd.grad(entropies, [z64, codebook64])):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-3, atol=1e-8)
+
+
 def test_entropy_loss_extremes():
-    codes = 64
-    spread = torch.eye(codes) * 1e4  # each latent sure of a code of its own: 0 - log(codes)
-    torch.testing.assert_close(entropy_loss(spread).item(), -float(np.log(codes)), rtol=1e-5, atol=0)
-    collapsed = torch.zeros(codes, codes)
-    collapsed[:, 0] = 1e4  # all sure of the same code
-    collapsed.requires_grad_(True)
-    loss = entropy_loss(collapsed)
+    codes = torch.eye(64) * 100
+    own = entropy_loss(codes, codes, temperature=1.0)  # each latent sure of a code of its own: 0 - log(64)
+    torch.testing.assert_close(own.item(), -float(np.log(64)), rtol=1e-5, atol=0)
+    same = codes[:1].repeat(64, 1).requires_grad_(True)  # all sure of the same code
+    loss = entropy_loss(same, codes, temperature=1.0)
     assert abs(loss.item()) < 1e-20
     loss.backward()
-    assert collapsed.grad.isfinite().all()
+    assert same.grad.isfinite().all()
 
 
-def _entropy_on_process(rank, folder, logits):
+def _entropy_on_process(rank, folder, latents, codebook):
     torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    mine = logits.chunk(2)[rank].clone().requires_grad_(True)
-    loss = entropy_loss(mine)
+    mine = latents.chunk(2)[rank].clone().requires_grad_(True)
+    loss = entropy_loss(mine, codebook, temperature=2.0)
     loss.backward()
     torch.save((loss.detach(), mine.grad), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -104,11 +119,11 @@ def _entropy_on_process(rank, folder, logits):
 
 def test_entropy_loss_split_over_two_processes(tmp_path):
     torch.manual_seed(4)
-    logits = torch.randn(20, 30)
-    whole = logits.clone().requires_grad_(True)
-    loss = entropy_loss(whole)
+    latents, codebook = torch.randn(20, 3), torch.randn(30, 3)
+    whole = latents.clone().requires_grad_(True)
+    loss = entropy_loss(whole, codebook, temperature=2.0)
     loss.backward()
-    multiprocessing.spawn(_entropy_on_process, (tmp_path, logits), nprocs=2)
+    multiprocessing.spawn(_entropy_on_process, (tmp_path, latents, codebook), nprocs=2)
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     # Averaged over processes, as DDP averages gradients: a process's loss has its own first term.
     torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, loss.detach())
