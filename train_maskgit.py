@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
@@ -12,12 +13,20 @@ from torchvision.utils import save_image
 from data.frames import Draw, frames_fingerprint, leave_signals_to_parent, list_frames
 from errors import command
 from models.maskgit import MaskGIT, masked_token_loss
+from models.sampling import check_order
 from models.storage import fingerprint, load_tokenizer
 from models.tokenizer import Tokenizer
 from training.config import GeneratorConfig, parse_arguments
 from training.optimizer import build_optimizer
 from training.run import Run
-from training.tokens import TokenBatch, TokenDataset, cached_tokens
+from training.tokens import (
+    TokenBatch,
+    TokenDataset,
+    cached_tokens,
+    condition_array,
+    condition_values,
+    labels_fingerprint,
+)
 
 SAMPLE_IMAGES = 16  # in a grid under samples/
 
@@ -31,9 +40,11 @@ def main() -> None:
     # Tokens of the frames, computed here if no run did before
     tokenizer = load_tokenizer(config.tokenizer)
     tokenizer_sha256 = fingerprint(config.tokenizer)
+    check_order(config.sampling.order, tokenizer, config.tokenizer)
     train_frames = list_frames(data.frames, "train", **data.train.model_dump())
     val_frames = list_frames(data.frames, "val", **data.val.model_dump())
-    train_tokens, val_tokens = (
+    condition_values(train_frames, model.conditions)  # refuses a bad config before the hours of tokens
+    (train_tokens, train_frames), (val_tokens, val_frames) = (
         cached_tokens(
             run.accelerator,
             config.tokenizer,
@@ -45,55 +56,90 @@ def main() -> None:
         )
         for split, frames in (("train", train_frames), ("val", val_frames))
     )
-    train_set = TokenDataset(train_tokens, model.mask_schedule, config.run.seed, data.flip)
-    val_set = TokenDataset(val_tokens, model.mask_schedule, config.run.seed, flip=False)
+    conditions = condition_values(train_frames, model.conditions)
+    train_conditions, val_conditions = (
+        condition_array(frames, conditions) for frames in (train_frames, val_frames)
+    )
+    train_set = TokenDataset(
+        train_tokens,
+        train_conditions,
+        model.mask_schedule,
+        config.run.seed,
+        data.flip,
+        model.condition_dropout,
+    )
+    val_set = TokenDataset(
+        val_tokens, val_conditions, model.mask_schedule, config.run.seed, flip=False, condition_dropout=0.0
+    )
+    data_key = f"{tokenizer_sha256} {frames_fingerprint(train_frames)}"
+    if conditions:  # then it learns the labels, too
+        data_key += f" {labels_fingerprint(train_frames, model.conditions)}"
     loader = DataLoader(
         train_set,
-        batch_sampler=run.plan(len(train_set), f"{tokenizer_sha256} {frames_fingerprint(train_frames)}"),
+        batch_sampler=run.plan(len(train_set), data_key),
         num_workers=run.loader_workers,
         pin_memory=run.device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # or it would draw from the run's random numbers
     )
 
-    # Networks, which start the same whether or not tokens had to be computed
-    set_seed(config.run.seed)
-    generator = MaskGIT(
-        num_tokens=tokenizer.num_tokens,
-        codebook_size=tokenizer.codebook_size,
-        width=model.width,
-        depth=model.depth,
-        heads=model.heads,
-        dropout=model.dropout,
-    )
-    ema = ModelEmaV3(generator, decay=config.training.ema_decay, use_warmup=True)
-    (wrapped,) = run.prepare([generator], [build_optimizer(generator, config.training)], {"ema": ema.module})
+    networks = Networks(run, tokenizer, conditions)
     tokenizer.to(run.device)
-
     batches = iter(loader)
     for step in run.steps():
         learning_rate = run.set_learning_rate(step)
-        parts = [TokenBatch(*(field.to(run.device) for field in batch)) for batch in run.take(batches)]
-        # The mean over all masked tokens of the step's batch, however it is split.
-        masked = sum(batch.mask.sum() for batch in parts).float()
-        masked_each = run.accelerator.reduce(masked, reduction="mean") / run.accumulation
-        for batch in run.accumulate(parts, wrapped):
-            with run.accelerator.autocast():
-                logits = wrapped(batch.codes.masked_fill(batch.mask, generator.mask_token))
-                loss = masked_token_loss(logits, batch.codes, batch.mask, model.label_smoothing) / masked_each
-            run.accelerator.backward(loss / run.accumulation)
-            run.add(loss=loss, accuracy=right_tokens(logits, batch) / masked_each)
-        run.add(gradient_norm=run.clip_and_step(generator, run.optimizers[0]))
-        ema.update(generator, step)
-
+        train_step(run, networks, run.take(batches), step)
         validate, checkpoint = run.end_step(step, learning_rate)
         if validate:
-            run.log(step, evaluate(run, ema.module, val_set))
+            run.log(step, evaluate(run, networks.ema.module, val_set))
             if run.is_main:
-                write_samples(run, ema.module, tokenizer, step)
+                write_samples(run, networks.ema.module, tokenizer, val_set, step)
         if checkpoint:
-            run.save(step, ema.module, tokenizer_sha256=tokenizer_sha256)
+            run.save(step, networks.ema.module, tokenizer_sha256=tokenizer_sha256)
     run.finish()
+
+
+class Networks:
+    """The generator of a run, as its config says and handed over to it; `wrapped` is accelerate's.
+
+    They start the same whether or not tokens had to be computed before.
+    """
+
+    def __init__(self, run: Run, tokenizer: Tokenizer, conditions: dict[str, list[str]]):
+        model, training = run.config.model, run.config.training
+        set_seed(run.config.run.seed)
+        self.generator = MaskGIT(
+            num_tokens=tokenizer.num_tokens,
+            codebook_size=tokenizer.codebook_size,
+            width=model.width,
+            depth=model.depth,
+            heads=model.heads,
+            dropout=model.dropout,
+            tied_embeddings=model.tied_embeddings,
+            conditions=conditions,
+        )
+        self.ema = ModelEmaV3(self.generator, decay=training.ema_decay, use_warmup=True)
+        optimizer = build_optimizer(self.generator, training)
+        (self.wrapped,) = run.prepare([self.generator], [optimizer], {"ema": self.ema.module})
+
+
+def train_step(run: Run, networks: Networks, micro_batches: list[TokenBatch], step: int) -> None:
+    """One update of the generator and of its EMA."""
+    model, generator = run.config.model, networks.generator
+    parts = [TokenBatch(*(field.to(run.device) for field in batch)) for batch in micro_batches]
+    # Means over all tokens of the step's batch, however it is split.
+    weights = [torch.where(batch.mask, 1.0, model.unmasked_weight) for batch in parts]
+    sums = torch.stack([sum(map(torch.sum, weights)), sum(batch.mask.sum() for batch in parts)])
+    weight_each, masked_each = run.accelerator.reduce(sums, reduction="mean") / run.accumulation
+    for batch, weight in run.accumulate(list(zip(parts, weights)), networks.wrapped):
+        with run.accelerator.autocast():
+            masked = batch.codes.masked_fill(batch.mask, generator.mask_token)
+            logits = networks.wrapped(masked, batch.conditions)
+            loss = masked_token_loss(logits, batch.codes, weight, model.label_smoothing) / weight_each
+        run.accelerator.backward(loss / run.accumulation)
+        run.add(loss=loss, accuracy=right_tokens(logits, batch) / masked_each)
+    run.add(gradient_norm=run.clip_and_step(generator, run.optimizers[0]))
+    networks.ema.update(generator, step)
 
 
 def right_tokens(logits: Tensor, batch: TokenBatch) -> Tensor:
@@ -113,17 +159,26 @@ def evaluate(run: Run, generator: nn.Module, val_set: TokenDataset) -> dict[str,
         items = [val_set[Draw(0, index)] for index in mine[start : start + run.micro_batch_size]]
         batch = TokenBatch(*(torch.stack(field).to(run.device) for field in zip(*items)))
         with run.accelerator.autocast():
-            logits = generator(batch.codes.masked_fill(batch.mask, generator.mask_token))
-        loss = masked_token_loss(logits, batch.codes, batch.mask, label_smoothing=0.0)
+            logits = generator(batch.codes.masked_fill(batch.mask, generator.mask_token), batch.conditions)
+        loss = masked_token_loss(logits, batch.codes, batch.mask)
         sums += torch.stack([loss, right_tokens(logits, batch), batch.mask.sum()])
     loss, right, masked = run.accelerator.reduce(sums).tolist()
     return {"val/loss": loss / masked, "val/accuracy": right / masked}
 
 
-def write_samples(run: Run, generator: MaskGIT, tokenizer: Tokenizer, step: int) -> None:
-    """Write a grid of images generated with the config's sampling, always from the same noise."""
+def write_samples(
+    run: Run, generator: MaskGIT, tokenizer: Tokenizer, val_set: TokenDataset, step: int
+) -> None:
+    """Write a grid of images generated with the config's sampling, always from the same noise.
+
+    A conditional generator is told what the first validation frames have.
+    """
+    conditions = val_set.conditions[np.arange(SAMPLE_IMAGES) % len(val_set)]
     codes = generator.generate(
-        num=SAMPLE_IMAGES, seed=run.config.run.seed, **run.config.sampling.model_dump()
+        SAMPLE_IMAGES,
+        torch.from_numpy(conditions).to(run.device),
+        seed=run.config.run.seed,
+        **run.config.sampling.model_dump(),
     )
     (run.folder / "samples").mkdir(exist_ok=True)
     save_image(tokenizer.decode(codes), run.folder / "samples" / f"step_{step:08d}.png", nrow=4)

@@ -1,23 +1,22 @@
 """MaskGIT: a bidirectional transformer that fills in masked tokens (arXiv 2202.04200)."""
 
-import math
+from collections.abc import Iterator
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-# The share of tokens masked at u in [0, 1], falling from 1 to 0; u is uniform in training and the share of
-# steps done in sampling (MaskGIT, section 3.3).
-MASK_SCHEDULES = {
-    "arccos": lambda u: math.acos(u) * 2 / math.pi,
-    "cosine": lambda u: math.cos(u * math.pi / 2),
-}
+from models.sampling import GUIDANCE_SCHEDULES, MASK_SCHEDULES, GumbelNoise, halton_order, keep_likeliest
 
 
 class MaskGIT(nn.Module):
-    """Pre-norm transformer over `num_tokens` codes of a tokenizer; masked positions hold `mask_token`."""
+    """Pre-norm transformer over `num_tokens` codes of a tokenizer; masked positions hold `mask_token`.
+
+    `conditions` names what images may be asked to have, each with its values: {"timeofday": ["daytime",
+    "night"]}. Each is a token of its own before the codes. With `tied_embeddings` the codes' embeddings are
+    the output's weights too.
+    """
 
     kind = "maskgit"
 
@@ -29,8 +28,11 @@ class MaskGIT(nn.Module):
         depth: int = 24,
         heads: int = 16,
         dropout: float = 0.1,
+        tied_embeddings: bool = False,
+        conditions: dict[str, list[str]] | None = None,
     ):
         super().__init__()
+        self.conditions = conditions or {}
         self.config = {
             "kind": self.kind,
             "num_tokens": num_tokens,
@@ -39,18 +41,25 @@ class MaskGIT(nn.Module):
             "depth": depth,
             "heads": heads,
             "dropout": dropout,
+            "tied_embeddings": tied_embeddings,
+            "conditions": self.conditions,
         }
         self.num_tokens = num_tokens
         self.codebook_size = codebook_size
         self.mask_token = codebook_size
         self.embedding = nn.Embedding(codebook_size + 1, width)
         self.positions = nn.Parameter(torch.zeros(num_tokens, width))
+        # The first of each is for a condition that is absent.
+        self.condition_embeddings = nn.ModuleList(
+            nn.Embedding(1 + len(values), width) for values in self.conditions.values()
+        )
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.Sequential(
             *[Block(width, heads, qkv_bias=True, proj_drop=dropout, attn_drop=dropout) for _ in range(depth)]
         )
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, codebook_size)
+        self.head = None if tied_embeddings else nn.Linear(width, codebook_size)
+        self.bias = nn.Parameter(torch.zeros(codebook_size)) if tied_embeddings else None
 
         nn.init.trunc_normal_(self.positions, std=0.02)
         for module in self.modules():
@@ -59,75 +68,133 @@ class MaskGIT(nn.Module):
                 if isinstance(module, nn.Linear):
                     nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens int64 (B, K), masked ones equal to `mask_token`, to logits (B, K, codebook_size)."""
-        x = self.dropout(self.embedding(tokens) + self.positions)
-        return self.head(self.norm(self.blocks(x)))
+    def condition_indices(self, values: dict[str, str | None]) -> Tensor:
+        """What `conditions` of the other methods holds for {"timeofday": "night", …}: int64 (C,).
 
-    def generate(self, num: int, **sampling) -> Tensor:
-        """Codes int64 (num, K) from all-mask. `sampling` are fill's options."""
-        device = self.positions.device
-        codes = torch.full((num, self.num_tokens), self.mask_token, device=device)
-        return self.fill(codes, torch.ones_like(codes, dtype=torch.bool), **sampling)
+        A condition that isn't named, or is None, is absent. Raises ValueError on a condition or a value that
+        the generator hasn't learned.
+        """
+        for name in values:
+            if name not in self.conditions:
+                known = ", ".join(self.conditions) or "none, it is unconditional"
+                raise ValueError(f"{name} is no condition of this generator; it has {known}")
+        indices = []
+        for name, known in self.conditions.items():
+            value = values.get(name)
+            if value is not None and value not in known:
+                raise ValueError(
+                    f"{name} {value!r} was not in the training set, which has {', '.join(known)}"
+                )
+            indices.append(0 if value is None else 1 + known.index(value))
+        return torch.tensor(indices, dtype=torch.int64, device=self.positions.device)
+
+    def forward(self, tokens: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """Tokens int64 (B, K), masked ones equal to `mask_token`, to logits (B, K, codebook_size).
+
+        conditions: int64 (B, C), 0 where absent, otherwise 1 + the value's place; None if all are absent.
+        """
+        if conditions is None:
+            conditions = tokens.new_zeros(len(tokens), len(self.conditions))
+        asked = [embed(column) for embed, column in zip(self.condition_embeddings, conditions.unbind(dim=1))]
+        x = torch.cat([*(each[:, None] for each in asked), self.embedding(tokens) + self.positions], dim=1)
+        x = self.norm(self.blocks(self.dropout(x)))[:, -self.num_tokens :]
+        if self.head is None:
+            return F.linear(x, self.embedding.weight[: self.codebook_size], self.bias)
+        return self.head(x)
+
+    def guided_logits(self, tokens: Tensor, conditions: Tensor | None, guidance: float) -> Tensor:
+        """Logits (B, K, codebook_size): unconditional + guidance * (conditional - unconditional).
+
+        So 0 is unconditional and 1 conditional; a scale that needs both takes one forward pass of 2B
+        sequences (classifier-free guidance, arXiv 2207.12598, eq. 6 with w = guidance - 1).
+        """
+        if conditions is None or guidance == 1:
+            return self(tokens, conditions)
+        if guidance == 0:
+            return self(tokens)
+        both = torch.cat([conditions, torch.zeros_like(conditions)])
+        conditional, unconditional = self(tokens.repeat(2, 1), both).chunk(2)
+        return torch.lerp(unconditional, conditional, guidance)
+
+    def generate(self, num: int, conditions: Tensor | None = None, **sampling) -> Tensor:
+        """Codes int64 (num, K) from all-mask. `conditions` and `sampling` are fill_steps's."""
+        return self.fill(*self.all_masked(num), conditions, **sampling)
+
+    def all_masked(self, num: int) -> tuple[Tensor, Tensor]:
+        """What generation starts from: codes int64 (num, K), and a mask that is True everywhere."""
+        codes = torch.full((num, self.num_tokens), self.mask_token, device=self.positions.device)
+        return codes, torch.ones_like(codes, dtype=torch.bool)
+
+    def fill(self, codes: Tensor, mask: Tensor, conditions: Tensor | None = None, **sampling) -> Tensor:
+        """Codes int64 (B, K) with those predicted where mask bool (B, K) is True. See fill_steps."""
+        *_, (filled, _) = self.fill_steps(codes, mask, conditions, **sampling)
+        return filled
 
     @torch.no_grad()
-    def fill(
+    def fill_steps(
         self,
         codes: Tensor,
         mask: Tensor,
+        conditions: Tensor | None = None,
         steps: int = 8,
         seed: int = 0,
         first_index: int = 0,
         schedule: str = "arccos",
         temperature: float = 1.0,
         randomness: float = 4.5,
-    ) -> Tensor:
+        top_k: int | None = None,
+        top_p: float | None = None,
+        order: str = "confidence",
+        guidance: float = 1.0,
+        guidance_schedule: str = "constant",
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Predict the tokens of codes int64 (B, K) where mask bool (B, K) is True; the others stay.
 
-        Each step samples every unknown token at `temperature` and keeps the most confident; the confidence
-        has Gumbel noise of scale `randomness`, annealed linearly to 0 (MaskGIT, section 3.2 and its
-        published sampler). Sample i draws its noise from (seed, first_index + i) alone, so that it is the
-        same in any batch and process.
+        Yields, after each step, the codes with every unknown token as this step samples it, and bool (B, K)
+        where they are not final yet. A step samples the unknown tokens at `temperature` from the codes that
+        `top_k` and `top_p` leave, and makes the most confident final; the confidence, a log-probability, has
+        Gumbel noise of scale `randomness`, annealed linearly to 0 (MaskGIT, section 3.2 and its published
+        sampler). With `order` "halton" it is not confidence that decides but the place in the grid
+        (models.sampling.halton_order). Sample i draws its noise from (seed, first_index + i) alone, so that
+        it is the same in any batch and process.
+
+        conditions: int64 (B, C), or (C,) for all samples; see condition_indices. Each step's `guidance` goes
+        by `guidance_schedule`. Raises ValueError where the tokens can't have the order.
         """
-        noise = _GumbelNoise(seed, first_index, len(codes), codes.device)
+        if conditions is not None:
+            conditions = conditions.expand(len(codes), -1)
+        noise = GumbelNoise(seed, first_index, len(codes), codes.device)
         unknown = mask
         to_predict = mask.sum(dim=1)
+        if order == "halton":
+            by_place = -halton_order(self.num_tokens).argsort().to(codes.device, torch.float32)
         for step in range(1, steps + 1):
-            logits = self(codes.masked_fill(unknown, self.mask_token)).float() / temperature
-            sampled = (logits + noise.draw(self.num_tokens, self.codebook_size)).argmax(dim=-1)
+            scale = GUIDANCE_SCHEDULES[guidance_schedule](guidance, (step - 1) / max(1, steps - 1))
+            logits = self.guided_logits(codes.masked_fill(unknown, self.mask_token), conditions, scale)
+            logits = keep_likeliest(logits.float() / temperature, top_k, top_p)
+            sampling_noise, confidence_noise = noise.draw(self.num_tokens, self.codebook_size + 1).split(
+                [self.codebook_size, 1], dim=-1
+            )
+            sampled = (logits + sampling_noise).argmax(dim=-1)
             codes = torch.where(unknown, sampled, codes)
 
-            chosen = logits.log_softmax(dim=-1).gather(-1, sampled[..., None])[..., 0]
-            confidence = chosen + randomness * (1 - step / steps) * noise.draw(self.num_tokens)
+            if order == "halton":
+                confidence = by_place.expand(len(codes), -1)
+            else:
+                chosen = logits.log_softmax(dim=-1).gather(-1, sampled[..., None])
+                confidence = (chosen + randomness * (1 - step / steps) * confidence_noise)[..., 0]
             confidence = confidence.masked_fill(~unknown, torch.inf)
             # At least one token becomes known in each step, however many steps there are.
             masked_share = MASK_SCHEDULES[schedule](step / steps)
             stay_unknown = (to_predict * masked_share).floor().minimum(unknown.sum(dim=1) - 1)
             rank = confidence.argsort(dim=1).argsort(dim=1)
             unknown = rank < stay_unknown[:, None]
-        return codes
+            yield codes, unknown
 
 
-class _GumbelNoise:
-    """Standard Gumbel noise, an independent stream for each sample index."""
-
-    def __init__(self, seed: int, first_index: int, num: int, device: torch.device):
-        self.device = device
-        self.generators = []
-        for index in range(first_index, first_index + num):
-            stream = int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
-            self.generators.append(torch.Generator(device).manual_seed(stream))
-
-    def draw(self, *shape: int) -> Tensor:
-        noise = torch.empty(len(self.generators), *shape, device=self.device)
-        for sample, generator in zip(noise, self.generators):
-            sample.exponential_(generator=generator)
-        return -noise.log()
-
-
-def masked_token_loss(logits: Tensor, codes: Tensor, mask: Tensor, label_smoothing: float) -> Tensor:
-    """Cross-entropy in nats summed over the masked positions: logits (B, K, V), codes and mask (B, K)."""
+def masked_token_loss(logits: Tensor, codes: Tensor, weights: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy in nats summed over positions: logits (B, K, V), codes (B, K), weights (B, K)."""
     each = F.cross_entropy(
         logits.float().transpose(1, 2), codes, label_smoothing=label_smoothing, reduction="none"
     )
-    return (each * mask).sum()
+    return (each * weights).sum()

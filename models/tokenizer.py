@@ -19,8 +19,11 @@ class Tokenizer(nn.Module):
     """Images to K discrete tokens and back.
 
     A subclass has `kind`, `config` (its constructor's arguments, as JSON holds them), `to_latents` and
-    `to_images`; a tokenizer of a 2D grid reads the grid's rows one after another as its K tokens.
+    `to_images`. A tokenizer of a square grid (`is_grid`) reads its rows one after another as its K tokens;
+    otherwise a token has no place in the image.
     """
+
+    is_grid = False
 
     def __init__(self, image_size: int, num_tokens: int, quantizer: VectorQuantizer):
         super().__init__()

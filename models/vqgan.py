@@ -21,6 +21,7 @@ class VQGAN(Tokenizer):
     """
 
     kind = "vqgan"
+    is_grid = True
 
     def __init__(
         self,

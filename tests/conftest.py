@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
@@ -70,6 +71,7 @@ def frames(tmp_path_factory) -> Path:
 # One thread a process, no GPU, nothing from the Hub: for the tests and the commands they start.
 os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 os.environ["PYTHONWARNINGS"] = "ignore"
+torch.set_num_threads(1)
 
 
 def command(script: str, *arguments: object, processes: int = 1) -> list[str]:

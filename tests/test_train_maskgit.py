@@ -6,13 +6,18 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+import yaml
+from accelerate.utils import set_seed
 from PIL import Image
 from safetensors.torch import load_file
 
-from data.frames import FrameDataset, list_frames
+from data.frames import DrawSampler, FrameDataset, list_frames
 from metrics.similarity import psnr, ssim
 from models import load_generator, load_tokenizer
+from models.maskgit import MaskGIT
 from tests.conftest import TINY_GENERATOR, TINY_TOKENIZER, run_script
+from training.tokens import TokenDataset
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +82,40 @@ def test_logs_loss_and_accuracy(workplace):
 
 
 def test_parts_and_processes_change_nothing(workplace):
-    train(workplace, "no_dropout", "model.dropout=0")
-    train(workplace, "parts", "model.dropout=0", "training.device_batch_size=2")
-    train(workplace, "two", "model.dropout=0", processes=2)
+    """Under a condition that is dropped now and then, and with the known tokens in the loss."""
+    settings = ["model.dropout=0", "model.conditions=[timeofday]", "model.condition_dropout=0.3"]
+    settings += ["model.unmasked_weight=0.2"]
+    train(workplace, "no_dropout", *settings)
+    train(workplace, "parts", *settings, "training.device_batch_size=2")
+    train(workplace, "two", *settings, processes=2)
     for name in ("parts", "two"):
         for a, b in zip(metrics(workplace, "no_dropout"), metrics(workplace, name), strict=True):
             for key in a.keys() - {"train/images_per_second"}:
                 assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), (name, a["step"], key)
+
+
+@pytest.mark.parametrize("unmasked_weight", [0.0, 0.1])
+def test_loss_is_the_weighted_mean_over_tokens(workplace, unmasked_weight):
+    """The first step's, written out: each token's cross-entropy against its smoothed code, by its weight."""
+    name = f"weight_{unmasked_weight}"
+    settings = ["model.dropout=0", "training.max_steps=1", f"model.unmasked_weight={unmasked_weight}"]
+    train(workplace, name, *settings)
+    set_seed(42)
+    generator = MaskGIT(num_tokens=8, codebook_size=64, width=32, depth=2, heads=2, dropout=0.0)
+    tokens = max((np.load(path) for path in (workplace / "tokens").glob("*-train-*/tokens.npy")), key=len)
+    dataset = TokenDataset(
+        tokens, np.zeros((20, 0), np.int64), "arccos", 42, flip=True, condition_dropout=0.1
+    )
+    draws = next(iter(DrawSampler(20, 8, 8, range(1), seed=42)))
+    codes, mask, _ = map(torch.stack, zip(*[dataset[draw] for draw in draws]))
+    log_shares = generator(codes.masked_fill(mask, 64)).log_softmax(dim=-1)
+    wanted = 0.9 * F.one_hot(codes, 64) + 0.1 / 64
+    each = -(wanted * log_shares).sum(dim=-1)
+    weights = mask + unmasked_weight * ~mask
+    first = metrics(workplace, name)[0]
+    assert first["train/loss"] == pytest.approx(((each * weights).sum() / weights.sum()).item(), rel=1e-4)
+    right = (log_shares.argmax(dim=-1) == codes)[mask].float().mean().item()
+    assert first["train/accuracy"] == pytest.approx(right, abs=1e-6)
 
 
 def test_interrupted_is_uninterrupted(workplace):
@@ -93,6 +125,34 @@ def test_interrupted_is_uninterrupted(workplace):
     for network, tensors in weights(workplace, "whole").items():
         other = weights(workplace, "resumed")[network]
         assert all(torch.equal(value, other[key]) for key, value in tensors.items()), network
+
+
+def test_an_older_run_goes_on(workplace):
+    """One whose config hasn't the keys that came later: it had what is their default now."""
+    train(workplace, "older", "training.max_steps=2")
+    path = workplace / "runs" / "older" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    for key in ("tied_embeddings", "conditions", "condition_dropout", "unmasked_weight"):
+        del config["model"][key]
+    path.write_text(yaml.safe_dump(config))
+    message = train(workplace, "older", "model.unmasked_weight=0.1", fails=True)
+    assert "began with model.unmasked_weight 0.0, the config now says 0.1" in message
+    assert "goes on after step 2" in train(workplace, "older")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sampling.order=halton", "sampling.order halton: it is for tokens of a 2D grid"),
+        ("model.conditions=[timeofday, weather]", "none of the 20 training frames has a weather"),
+        ("model.conditions=[colour]", "should be 'timeofday', 'weather' or 'scene', not 'colour'"),
+        ("sampling.guidance=2", "tiny.yaml: sampling.guidance 2: the generator has no model.conditions"),
+    ],
+)
+def test_refuses_in_one_line(workplace, override, words):
+    message = train(workplace, "refused", override, fails=True)
+    assert words in message
+    assert not (workplace / "runs" / "refused" / "checkpoints").exists()
 
 
 def test_learns_the_sequences_it_sees(workplace):
@@ -108,6 +168,78 @@ def test_learns_the_sequences_it_sees(workplace):
     known = {tuple(row) for row in min(caches, key=len)[:, 0].tolist()}
     generated = load_generator(workplace / "runs" / "overfitted").generate(num=8, steps=8, randomness=0.5)
     assert np.mean([tuple(row) in known for row in generated.tolist()]) >= 0.5
+
+
+# --- conditions ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """A folder like `workplace` whose frames are red by day and blue at night; some have no label."""
+    folder = tmp_path_factory.mktemp("colours")
+    for split, count in (("train", 40), ("val", 8)):
+        (folder / "frames" / split).mkdir(parents=True)
+        lines = []
+        for number in range(count):
+            rng = np.random.default_rng([split == "val", number])
+            picture = rng.integers(80, size=(2, 2, 3), dtype=np.uint8)
+            picture[..., 2 * (number % 2)] += 150
+            name = f"{number:07d}.jpg"
+            image = Image.fromarray(picture).resize((32, 32), Image.Resampling.BILINEAR)
+            image.save(folder / "frames" / split / name)
+            timeofday = ("daytime", "night")[number % 2] if number < 36 else "undefined"
+            lines.append(json.dumps({"file_name": name, "timeofday": timeofday}) + "\n")
+        (folder / "frames" / split / "metadata.jsonl").write_text("".join(lines))
+    names = {"frames": folder / "frames", "runs": folder / "runs"}
+    (folder / "tokenizer.yaml").write_text(TINY_TOKENIZER.format(**names))
+    (folder / "tiny.yaml").write_text(
+        TINY_GENERATOR.format(tokenizer=folder / "runs" / "tokenizer", tokens=folder / "tokens", **names)
+    )
+    long = ["training.validate_every=1000", "training.checkpoint_every=1000", "training.warmup_steps=10"]
+    long += ["training.log_every=50", "training.ema_decay=0.9"]
+    settings = [*long, "training.max_steps=100", "training.learning_rate=2e-3", "losses.adversarial=0"]
+    arguments = [item for text in settings for item in ("--set", text)]
+    run_script("train_tokenizer.py", "--config", folder / "tokenizer.yaml", *arguments)
+    settings = [*long, "training.max_steps=150", "training.learning_rate=3e-3", "model.label_smoothing=0.02"]
+    settings += ["training.global_batch_size=16", "training.device_batch_size=16"]
+    train(folder, "told", *settings, "model.conditions=[timeofday]", "model.condition_dropout=0.2")
+    return folder
+
+
+def test_learns_what_it_is_told(colours):
+    """95 % of samples have the colour of their condition; without one, both colours come."""
+    generator = load_generator(colours / "runs" / "told")
+    tokenizer = load_tokenizer(colours / "runs" / "tokenizer")
+    assert generator.conditions == {"timeofday": ["daytime", "night"]}
+    images = {}
+    for timeofday in ("daytime", "night", None):
+        conditions = generator.condition_indices({"timeofday": timeofday})
+        for guidance in (1.0, 3.0):
+            codes = generator.generate(200, conditions, guidance=guidance, guidance_schedule="linear")
+            images[timeofday, guidance] = tokenizer.decode(codes).mean(dim=(2, 3))
+    redder = {key: (each[:, 0] - each[:, 2] > 0.1).float().mean() for key, each in images.items()}
+    bluer = {key: (each[:, 2] - each[:, 0] > 0.1).float().mean() for key, each in images.items()}
+    for guidance in (1.0, 3.0):
+        assert redder["daytime", guidance] >= 0.95 and bluer["night", guidance] >= 0.95
+        assert redder[None, guidance] >= 0.2 and bluer[None, guidance] >= 0.2
+    with pytest.raises(ValueError, match="timeofday 'undefined' was not in the training set"):
+        generator.condition_indices({"timeofday": "undefined"})
+
+
+def test_other_labels_are_noticed(colours, tmp_path):
+    """They are part of the data of a conditional generator, and not of another."""
+    frames = shutil.copytree(colours / "frames", tmp_path / "frames")
+    settings = {"a": ["model.conditions=[timeofday]"], "b": []}
+    for name, overrides in settings.items():
+        train(colours, name, *overrides, f"data.frames={frames}", "training.max_steps=1")
+    labels = frames / "train" / "metadata.jsonl"
+    labels.write_text(labels.read_text().replace("undefined", "daytime"))
+    message = train(colours, "a", *settings["a"], f"data.frames={frames}", fails=True)
+    assert "its training frames or its tokenizer have changed" in message
+    assert "goes on after step 1" in train(colours, "b", f"data.frames={frames}")
+
+
+# --- what is made of runs -----------------------------------------------------------------------------------
 
 
 def test_generate_writes_a_grid_and_single_images(workplace, tmp_path):

@@ -144,7 +144,8 @@ def vqgan(workplace, frames):
             runs=workplace / "runs",
         )
     )
-    run_script("train_maskgit.py", "--config", workplace / "maskgit_vqgan.yaml")
+    halton = ["--set", "sampling.order=halton"]  # which its 2D tokens can have
+    run_script("train_maskgit.py", "--config", workplace / "maskgit_vqgan.yaml", *halton)
     return workplace / "runs"
 
 

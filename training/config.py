@@ -76,8 +76,10 @@ class TrainingSection(Section):
     weight_decay: NonNegativeFloat = 1e-4
     clip_norm: PositiveFloat = 1.0
     ema_decay: Share = 0.999
+    compile: bool = False  # the transformer's or VQGAN's blocks, with torch.compile
+    gradient_checkpointing: bool = False  # less memory: the blocks' insides are computed twice
     log_every: PositiveInt = 50
-    validate_every: PositiveInt = 2000  # validation, samples and analysis
+    validate_every: PositiveInt = 2000  # validation, samples and analysis, which comes at 1, 2, 5, 10, … too
     checkpoint_every: PositiveInt = 1000
     keep_checkpoints: PositiveInt = 2
 
@@ -245,17 +247,26 @@ class MaskGITSection(VitSize):
     depth: PositiveInt = 24
     heads: PositiveInt = 16
     dropout: Share = 0.1
-    mask_schedule: Literal["arccos", "cosine"] = "arccos"
+    tied_embeddings: bool = False  # the codes' embeddings are the output's weights too
+    conditions: list[Literal["timeofday", "weather", "scene"]] = []  # the attributes that it is told
+    condition_dropout: Share = 0.1  # how often training leaves out all of a frame's; of the rest, each one
+    mask_schedule: Literal["arccos", "cosine", "linear", "square"] = "arccos"
     label_smoothing: Share = 0.1
+    unmasked_weight: NonNegativeFloat = 0.0  # of the known tokens in the loss, where a masked one has 1
 
 
 class SamplingSection(Section):
-    """How a generator is sampled; see models.maskgit.MaskGIT.fill."""
+    """How a generator is sampled; see models.maskgit.MaskGIT.fill_steps."""
 
     steps: PositiveInt = 8
-    schedule: Literal["arccos", "cosine"] = "arccos"
+    schedule: Literal["arccos", "cosine", "linear", "square"] = "arccos"
     temperature: PositiveFloat = 1.0
     randomness: NonNegativeFloat = 4.5
+    top_k: PositiveInt | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    order: Literal["confidence", "halton"] = "confidence"  # halton is for 2D tokens
+    guidance: NonNegativeFloat = 1.0  # of a conditional generator: 0 ignores the conditions
+    guidance_schedule: Literal["constant", "linear"] = "constant"
 
 
 class GeneratorConfig(Section):
@@ -267,6 +278,14 @@ class GeneratorConfig(Section):
     model: MaskGITSection = MaskGITSection()
     training: TrainingSection
     sampling: SamplingSection = SamplingSection()
+
+    @model_validator(mode="after")
+    def _has_what_to_guide_by(self):
+        if self.sampling.guidance != 1 and not self.model.conditions:
+            raise ValueError(
+                f"sampling.guidance {self.sampling.guidance:g}: the generator has no model.conditions"
+            )
+        return self
 
 
 def parse_arguments(config_class: type[Section], description: str) -> tuple[Section, argparse.Namespace]:
@@ -311,7 +330,8 @@ def load_config(path: str | Path, config_class: type[Section], overrides: list[s
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] not in ("missing", "value_error"):
             message += f", not {first['input']!r}"
-        raise UserError(f"{origin}: {'.'.join(keys)}: {message[:1].lower()}{message[1:]}") from error
+        message = message[:1].lower() + message[1:]
+        raise UserError(": ".join(filter(None, (origin, ".".join(keys), message)))) from error
     if config.run.name is None:
         config = config.model_copy(update={"run": config.run.model_copy(update={"name": path.stem})})
     return config

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from errors import UserError
 from models.maskgit import MaskGIT
+from models.sampling import check_order
 from models.storage import fingerprint, load_generator, load_tokenizer, read_provenance
 from models.tokenizer import Tokenizer
 from training.config import GeneratorConfig, TokenizerConfig
@@ -70,7 +71,8 @@ def newest_run(root: str | Path, generator: bool) -> FinishedRun:
 def load_with_tokenizer(run: FinishedRun) -> tuple[MaskGIT, Tokenizer]:
     """A generator and the tokenizer whose tokens it was trained on.
 
-    Raises UserError where the tokenizer's weights are no longer those.
+    Raises UserError where the tokenizer's weights are no longer those, or its tokens can't be sampled in the
+    config's order.
     """
     tokenizer = load_tokenizer(run.config.tokenizer)
     if fingerprint(run.config.tokenizer) != read_provenance(run.folder / "model")["tokenizer_sha256"]:
@@ -78,4 +80,5 @@ def load_with_tokenizer(run: FinishedRun) -> tuple[MaskGIT, Tokenizer]:
             f"{run.config.tokenizer}: has other weights than when {run.folder} learned its tokens; train the "
             f"generator again"
         )
+    check_order(run.config.sampling.order, tokenizer, run.config.tokenizer)
     return load_generator(run.folder), tokenizer

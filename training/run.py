@@ -25,6 +25,7 @@ from errors import UserError
 from models.storage import save_model
 from training.card import write_card
 from training.config import Section, save_config
+from training.speed import checkpoint_blocks, compile_blocks
 
 # What may change when a run goes on: the rest of a config decides what its weights mean.
 MAY_CHANGE = {"run", "data.workers", "data.strict", "data.frames", "data.tokens", "training", "sampling"}
@@ -121,6 +122,11 @@ class Run:
         restored with them (an EMA, statistics). Returns the networks as to be called in training.
         """
         self.others = others
+        for network in networks:
+            if self.config.training.gradient_checkpointing:
+                checkpoint_blocks(network)
+            if self.config.training.compile:
+                compile_blocks(network)
         for module in others.values():
             module.to(self.device)
         prepared = self.accelerator.prepare(*networks, *optimizers)
@@ -326,7 +332,9 @@ class Run:
         return json.loads((self.checkpoint / "run.json").read_text())
 
     def _check_config_unchanged(self) -> None:
-        before = _flatten(yaml.safe_load((self.folder / "config.yaml").read_text()))
+        # Read as a config: a key that there wasn't yet when the run began had what is its default now.
+        began = type(self.config).model_validate(yaml.safe_load((self.folder / "config.yaml").read_text()))
+        before = _flatten(began.model_dump(mode="json"))
         now = _flatten(self.config.model_dump(mode="json"))
         for key in sorted(before.keys() | now.keys()):
             parents = {".".join(key.split(".")[:n]) for n in range(1, key.count(".") + 2)}

@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from data.frames import Draw, Frame, FrameDataset, evaluation_loader, frames_fingerprint, to_unit_range
 from errors import UserError
-from models.maskgit import MASK_SCHEDULES
+from models.sampling import MASK_SCHEDULES
 from models.storage import fingerprint, load_tokenizer
 
+UNLABELLED = (None, "undefined")  # BDD100K's names for it
 CHUNK = 4096  # frames to a file while tokens are computed; what an interruption loses at most
 
 
@@ -29,8 +30,8 @@ def cached_tokens(
     cache: str | Path,
     batch_size: int,
     workers: int,
-) -> np.ndarray:
-    """Codes int32 (N, 2, K) of frames as they are and flipped, the centre square of each.
+) -> tuple[np.ndarray, list[Frame]]:
+    """Codes int32 (N, 2, K) of frames as they are and flipped, the centre square of each; and the N frames.
 
     They are kept in a folder under `cache`, whose name is keyed on the tokenizer's weights and the frames'
     names, and computed if they aren't there: chunk by chunk, over all processes, going on where it was
@@ -64,7 +65,8 @@ def cached_tokens(
     tokens = np.load(folder / "tokens.npy", mmap_mode="r")
     if len(tokens) == 0:
         raise UserError(f"{split_folder}: none of its {len(frames)} frames can be read")
-    return tokens
+    broken = set(json.loads((folder / "tokens.json").read_text())["broken"])
+    return tokens, [frame for frame in frames if frame.file_name not in broken]
 
 
 @torch.no_grad()
@@ -108,32 +110,75 @@ def _write_whole(path: Path, write) -> None:
 
 
 class TokenBatch(NamedTuple):
-    """Token sequences and which of their tokens are hidden."""
+    """Token sequences, which of their tokens are hidden, and what is told of their images."""
 
     codes: Tensor  # int64 (B, K)
     mask: Tensor  # bool (B, K), True is to be predicted
+    conditions: Tensor  # int64 (B, C), 0 is absent
 
 
 class TokenDataset(Dataset):
-    """Masked token sequences from tokens (N, 2, K).
+    """Masked token sequences from tokens (N, 2, K) and conditions int64 (N, C).
 
-    The flip, the share masked (MaskGIT, section 3.3: at least one token) and which tokens those are come
-    from a random generator fixed by the seed, the pass and the frame.
+    The flip, the share masked (MaskGIT, section 3.3: at least one token), which tokens those are, and which
+    conditions are dropped come from a random generator fixed by the seed, the pass and the frame. With
+    probability `condition_dropout` a sequence has none of its conditions, otherwise each is dropped with
+    that probability: the generator learns to do without any of them, and without all, as guidance needs it.
     """
 
-    def __init__(self, tokens: np.ndarray, schedule: str, seed: int, flip: bool):
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        conditions: np.ndarray,
+        schedule: str,
+        seed: int,
+        flip: bool,
+        condition_dropout: float,
+    ):
         self.tokens = tokens
+        self.conditions = conditions
         self.schedule = MASK_SCHEDULES[schedule]
         self.seed = seed
         self.flip = flip
+        self.condition_dropout = condition_dropout
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, draw: Draw) -> TokenBatch:
-        """One sequence: codes (K,) and mask (K,)."""
+        """One sequence: codes (K,), mask (K,) and conditions (C,)."""
         rng = np.random.default_rng([self.seed, draw.epoch, draw.index])
         codes = self.tokens[draw.index, int(self.flip and rng.random() < 0.5)]
         masked = max(1, round(len(codes) * self.schedule(rng.random())))
         mask = rng.permutation(len(codes)) < masked
-        return TokenBatch(torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(mask))
+        conditions = self.conditions[draw.index]
+        dropped = rng.random(1 + len(conditions)) < self.condition_dropout
+        conditions = np.where(dropped[0] | dropped[1:], 0, conditions)
+        return TokenBatch(
+            torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(mask), torch.from_numpy(conditions)
+        )
+
+
+def condition_values(frames: list[Frame], names: list[str]) -> dict[str, list[str]]:
+    """The values of each named attribute that some frame has, sorted. Raises UserError where none has any."""
+    values = {name: sorted({getattr(frame, name) for frame in frames} - set(UNLABELLED)) for name in names}
+    for name in names:
+        if not values[name]:
+            raise UserError(
+                f"model.conditions: none of the {len(frames):,} training frames has a {name}; leave it out, "
+                f"or extract the frames with --labels"
+            )
+    return values
+
+
+def labels_fingerprint(frames: list[Frame], names: list[str]) -> str:
+    """SHA-256, in hex, of the frames' values of the named attributes."""
+    labels = [[getattr(frame, name) for name in names] for frame in frames]
+    return hashlib.sha256(json.dumps(labels).encode()).hexdigest()
+
+
+def condition_array(frames: list[Frame], values: dict[str, list[str]]) -> np.ndarray:
+    """What MaskGIT is told of frames, int64 (N, C): 1 + the place of a frame's value, 0 if not among them."""
+    places = {name: {value: 1 + place for place, value in enumerate(known)} for name, known in values.items()}
+    rows = [[place.get(getattr(frame, name), 0) for name, place in places.items()] for frame in frames]
+    return np.array(rows, dtype=np.int64).reshape(len(frames), len(values))

@@ -1,12 +1,23 @@
-"""MaskGIT's sampler: what it keeps, how many tokens a step reveals, and samples free of their batch."""
+"""MaskGIT: its sampler against a plain one, conditions and guidance, and what it learns."""
 
 import math
+from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from scipy import stats
 
-from models.maskgit import MASK_SCHEDULES, MaskGIT, masked_token_loss
+from data.video import Clip
+from models.maskgit import MaskGIT, masked_token_loss
+from models.sampling import MASK_SCHEDULES, GumbelNoise
+from models.vqgan import VQGAN
+
+DRIVING = Path(__file__).parents[3] / "shared" / "driving" / "videos"
+TIMES = {"timeofday": ["daytime", "night"]}
 
 
 @pytest.fixture
@@ -15,18 +26,23 @@ def generator():
     return MaskGIT(num_tokens=12, codebook_size=40, width=32, depth=2, heads=2).eval()
 
 
+@pytest.fixture
+def conditional():
+    """Two conditions, 16 tokens, and weights so large that everything makes a difference."""
+    torch.manual_seed(0)
+    conditions = {**TIMES, "weather": ["clear", "rainy", "snowy"]}
+    generator = MaskGIT(16, 40, width=32, depth=2, heads=2, conditions=conditions).eval()
+    for parameter in generator.parameters():
+        parameter.data *= 8
+    return generator
+
+
 def test_generates_codes(generator):
     codes = generator.generate(num=5, steps=4, seed=1)
     assert codes.shape == (5, 12) and codes.dtype == torch.int64
     assert 0 <= codes.min() and codes.max() < 40
     assert torch.equal(codes, generator.generate(num=5, steps=4, seed=1))
     assert not torch.equal(codes, generator.generate(num=5, steps=4, seed=2))
-
-
-def test_samples_do_not_depend_on_their_batch(generator):
-    whole = generator.generate(num=5, steps=4, seed=1)
-    parts = [generator.generate(num=n, steps=4, seed=1, first_index=i) for i, n in ((0, 2), (2, 1), (3, 2))]
-    assert torch.equal(whole, torch.cat(parts))
 
 
 @pytest.mark.parametrize("steps", [1, 3, 50])
@@ -40,24 +56,138 @@ def test_fill_keeps_what_is_known(generator, steps):
     assert torch.equal(filled, generator.fill(codes.masked_fill(mask, 7), mask, steps=steps))
 
 
-@pytest.mark.parametrize("schedule", ["arccos", "cosine"])
-def test_each_step_reveals_as_many_as_the_schedule_says(generator, schedule):
-    seen = []
-    generator.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[0] == 40).sum(dim=1)))
-    generator.generate(num=3, steps=5, schedule=schedule)
-    share = {"arccos": lambda u: 2 / math.pi * math.acos(u), "cosine": lambda u: math.cos(math.pi / 2 * u)}
-    wanted, unknown = [], 12
-    for step in range(1, 6):
-        wanted.append(unknown)
-        unknown = min(math.floor(12 * share[schedule](step / 5)), unknown - 1)
-    assert [counts.tolist() for counts in seen] == [[count] * 3 for count in wanted]
+# --- the sampler, step by step ------------------------------------------------------------------------------
+
+SHARES = {
+    "arccos": lambda u: 2 / math.pi * math.acos(u),
+    "cosine": lambda u: math.cos(math.pi / 2 * u),
+    "linear": lambda u: 1 - u,
+    "square": lambda u: 1 - u * u,
+}
 
 
-@pytest.mark.parametrize("name", MASK_SCHEDULES)
-def test_schedules_fall_from_one_to_zero(name):
-    values = [MASK_SCHEDULES[name](u / 10) for u in range(11)]
-    assert values[0] == pytest.approx(1) and values[-1] == pytest.approx(0, abs=1e-12)
-    assert values == sorted(values, reverse=True)
+@pytest.mark.parametrize("schedule", MASK_SCHEDULES)
+@pytest.mark.parametrize("order", ["confidence", "halton"])
+def test_each_step_reveals_as_many_as_the_schedule_says(conditional, schedule, order):
+    steps = list(conditional.fill_steps(*conditional.all_masked(3), steps=8, schedule=schedule, order=order))
+    wanted, unknown = [], 16
+    for step in range(1, 9):
+        unknown = min(math.floor(16 * SHARES[schedule](step / 8)), unknown - 1)
+        wanted.append([unknown] * 3)
+    assert [unknown.sum(dim=1).tolist() for _, unknown in steps] == wanted
+    for (before, unknown), (after, _) in pairwise(steps):
+        assert torch.equal(before[~unknown], after[~unknown])  # what is final stays
+
+
+def allowed(row, top_k, top_p):
+    """Which of a row of logits may be drawn."""
+    ordered = np.sort(row)[::-1]
+    if top_k is not None:
+        ordered = ordered[ordered >= ordered[top_k - 1]]
+    if top_p is not None:
+        shares = np.exp(ordered - ordered[0])
+        ordered = ordered[: 1 + np.searchsorted(np.cumsum(shares / shares.sum()), top_p)]
+    return row >= ordered[-1]
+
+
+def plain_fill(
+    generator,
+    codes,
+    mask,
+    conditions,
+    steps,
+    seed,
+    schedule="arccos",
+    temperature=1.0,
+    randomness=4.5,
+    top_k=None,
+    top_p=None,
+    order="confidence",
+    guidance=1.0,
+    guidance_schedule="constant",
+):
+    """The sampler as its papers tell it, one sample and one token after another.
+
+    Step by step, sample i takes the next (K, V + 1) of its noise: V for a token's codes, 1 for its place.
+    """
+    num, length = codes.shape
+    noise = GumbelNoise(seed, 0, num, torch.device("cpu"))
+    codes, unknown, to_predict = codes.numpy().copy(), mask.numpy().copy(), mask.numpy().sum(axis=1)
+    side = math.isqrt(length)
+    points = (stats.qmc.Halton(d=2, scramble=False).random(500)[1:] * side).astype(int)
+    halton = list(dict.fromkeys(int(row * side + column) for column, row in points))
+    for step in range(1, steps + 1):
+        drawn = noise.draw(length, generator.codebook_size + 1).numpy()
+        tokens = torch.from_numpy(np.where(unknown, generator.mask_token, codes))
+        with torch.no_grad():
+            told = generator(tokens, conditions).numpy().astype(np.float64)
+            untold = generator(tokens).numpy().astype(np.float64)
+        scale = guidance
+        if guidance_schedule == "linear":
+            scale = 1 + (guidance - 1) * (step - 1) / max(1, steps - 1)
+        logits = (untold + scale * (told - untold)) / temperature
+        for sample in range(num):
+            confidence = {}
+            for place in np.flatnonzero(unknown[sample]):
+                row = logits[sample, place]
+                may = allowed(row, top_k, top_p)
+                code = np.where(may, row + drawn[sample, place, :-1], -np.inf).argmax()
+                codes[sample, place] = code
+                probability = np.exp(row[code]) / np.exp(row[may]).sum()
+                annealed = randomness * (1 - step / steps)
+                confidence[place] = np.log(probability) + annealed * drawn[sample, place, -1]
+            if order == "halton":
+                confidence = {place: -halton.index(place) for place in confidence}
+            stay = math.floor(to_predict[sample] * SHARES[schedule](step / steps) + 1e-6)
+            stay = max(0, min(stay, len(confidence) - 1))
+            unknown[sample] = False
+            unknown[sample, sorted(confidence, key=confidence.get)[:stay]] = True
+    return codes
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"steps": 8},
+        {"steps": 1, "guidance": 2.0, "guidance_schedule": "linear"},
+        {"steps": 6, "schedule": "cosine", "temperature": 0.6, "randomness": 12.0},
+        {"steps": 5, "schedule": "square", "top_k": 3, "temperature": 2.0},
+        {"steps": 5, "schedule": "linear", "top_p": 0.7, "randomness": 0.0, "temperature": 1.5},
+        {"steps": 7, "top_k": 8, "top_p": 0.8, "guidance": 3.0, "guidance_schedule": "linear"},
+        {"steps": 8, "guidance": 0.5, "order": "halton", "temperature": 1.3},
+        {"steps": 4, "order": "halton", "schedule": "square", "top_p": 0.9, "guidance": 0.0},
+        {"steps": 30, "guidance": 1.7, "top_k": 20},
+    ],
+    ids=str,
+)
+def test_sampler_is_the_plain_one(conditional, sampling):
+    torch.manual_seed(1)
+    conditions = torch.tensor([[0, 0], [1, 0], [2, 3], [1, 1], [0, 2]])
+    codes = torch.randint(40, (5, 16))
+    mask = torch.rand(5, 16) < torch.tensor([1.0, 1.0, 0.8, 0.4, 0.0])[:, None]
+    expected = plain_fill(conditional, codes, mask, conditions, seed=5, **sampling)
+    assert conditional.fill(codes, mask, conditions, seed=5, **sampling).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {},
+        {"order": "halton", "top_p": 0.9},
+        {"guidance": 2.5, "guidance_schedule": "linear", "top_k": 9, "schedule": "cosine"},
+    ],
+    ids=str,
+)
+def test_samples_do_not_depend_on_their_batch(conditional, sampling):
+    conditions = torch.tensor([[1, 0], [2, 1], [0, 0], [1, 3], [2, 2]])
+    whole = conditional.generate(5, conditions, steps=4, seed=1, **sampling)
+    parts = [
+        conditional.generate(
+            num, conditions[first : first + num], steps=4, seed=1, first_index=first, **sampling
+        )
+        for first, num in ((0, 2), (2, 1), (3, 2))
+    ]
+    assert torch.equal(whole, torch.cat(parts))
 
 
 def test_sampling_follows_the_logits():
@@ -76,15 +206,177 @@ def test_confident_tokens_come_first():
     generator = MaskGIT(num_tokens=4, codebook_size=3, width=8, depth=1, heads=1).eval()
     logits = torch.tensor([1.0, 6.0, 2.0, 4.0])[:, None] * torch.tensor([1.0, 0.0, 0.0])
     seen = []
-    generator.forward = lambda tokens: seen.append(tokens == 3) or logits[None]
+    generator.forward = lambda tokens, conditions: seen.append(tokens == 3) or logits[None]
     generator.generate(num=1, steps=4, schedule="cosine", randomness=0.0, temperature=0.5)
     order = [int(mask.sum()) for mask in seen]
     assert order == [4, 3, 2, 1]
     assert [mask[0].nonzero().flatten().tolist() for mask in seen[1:]] == [[0, 2, 3], [0, 2], [0]]
 
 
-def test_loss_is_the_masked_cross_entropy():
+# --- conditions ---------------------------------------------------------------------------------------------
+
+
+def test_guidance_goes_from_unconditional_to_conditional_and_beyond(conditional):
+    tokens, conditions = torch.randint(41, (4, 16)), torch.tensor([[1, 0], [2, 3], [0, 1], [2, 2]])
+    with torch.no_grad():
+        untold, told = conditional(tokens), conditional(tokens, conditions)
+        assert not torch.allclose(untold, told, atol=0.1)
+        assert torch.equal(conditional.guided_logits(tokens, conditions, 0), untold)
+        assert torch.equal(conditional.guided_logits(tokens, conditions, 1), told)
+        for guidance in (0.3, 1.5, 4.0):
+            guided = conditional.guided_logits(tokens, conditions, guidance)
+            torch.testing.assert_close(guided, untold + guidance * (told - untold), atol=1e-4, rtol=1e-4)
+
+
+def test_unguided_or_untold_it_is_unconditional(conditional):
+    night = conditional.condition_indices({"timeofday": "night"})
+    free = conditional.generate(4, seed=3)
+    assert torch.equal(conditional.generate(4, night, seed=3, guidance=0.0), free)
+    assert torch.equal(conditional.generate(4, conditional.condition_indices({}), seed=3, guidance=2.0), free)
+    assert not torch.equal(conditional.generate(4, night, seed=3), free)
+    assert torch.equal(
+        conditional.generate(4, night, seed=3), conditional.generate(4, night.repeat(4, 1), seed=3)
+    )
+
+
+@pytest.mark.parametrize(("guidance", "sequences"), [(0.0, 3), (1.0, 3), (0.5, 6), (3.0, 6)])
+def test_a_guided_step_is_one_forward_pass(conditional, guidance, sequences):
+    seen = []
+    conditional.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    conditional.generate(3, torch.tensor([1, 2]), steps=5, guidance=guidance)
+    assert seen == [sequences] * 5
+
+
+def test_conditions_have_names(conditional):
+    assert conditional.condition_indices({"weather": "snowy", "timeofday": "daytime"}).tolist() == [1, 3]
+    assert conditional.condition_indices({"weather": "clear", "timeofday": None}).tolist() == [0, 1]
+    assert conditional.condition_indices({}).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"weather": "foggy"}, "weather 'foggy' was not in the training set, which has clear, rainy, snowy"),
+        ({"timeofday": ""}, "timeofday '' was not in the training set, which has daytime, night"),
+        ({"scene": "highway"}, "scene is no condition of this generator; it has timeofday, weather"),
+    ],
+)
+def test_unknown_conditions_are_refused_with_the_known(conditional, values, message):
+    with pytest.raises(ValueError) as caught:
+        conditional.condition_indices(values)
+    assert str(caught.value) == message
+
+
+def test_unconditional_has_no_conditions(generator):
+    with pytest.raises(ValueError, match="timeofday is no condition of this generator; it has none"):
+        generator.condition_indices({"timeofday": "night"})
+    codes = generator.generate(2, generator.condition_indices({}), guidance=2.0)
+    assert torch.equal(codes, generator.generate(2))
+
+
+# --- the network and its loss -------------------------------------------------------------------------------
+
+
+def test_tied_embeddings_are_the_outputs_weights():
+    tied, untied = (MaskGIT(12, 40, width=32, depth=1, heads=2, tied_embeddings=tie) for tie in (True, False))
+    sizes = [sum(parameter.numel() for parameter in each.parameters()) for each in (tied, untied)]
+    assert sizes[1] - sizes[0] == 40 * 32
+    tied.eval()
+    tokens, outputs = torch.randint(41, (3, 12)), []
+    tied.norm.register_forward_hook(lambda *hooked: outputs.append(hooked[-1]))
+    logits = tied(tokens)
+    torch.testing.assert_close(logits, outputs[0] @ tied.embedding.weight[:40].T + tied.bias)
+    logits.sum().backward()
+    assert tied.embedding.weight.grad[:40].abs().sum(dim=1).min() > 0  # of every code, in the input or not
+
+
+def test_conditions_reach_every_token(conditional):
+    tokens = torch.full((1, 16), conditional.mask_token)
+    with torch.no_grad():
+        logits = [conditional(tokens, torch.tensor([[0, weather]])) for weather in range(4)]
+    assert all(each.shape == (1, 16, 40) for each in logits)
+    for a in range(4):
+        for b in range(a):
+            assert ((logits[a] - logits[b]).abs().amax(dim=-1) > 1e-3).all()
+
+
+def test_a_tokens_logits_are_at_its_place():
+    """Without blocks a place knows nothing of the others, nor of the conditions before them."""
+    generator = MaskGIT(16, 40, width=32, depth=0, heads=2, conditions=TIMES).eval()
+    tokens = torch.full((16, 16), generator.mask_token)
+    with torch.no_grad():
+        masked = generator(tokens, torch.ones(16, 1, dtype=torch.int64))
+        known = generator(tokens.clone().fill_diagonal_(7), torch.full((16, 1), 2))
+    changed = ((known - masked).abs() > 1e-6).any(dim=-1)
+    assert torch.equal(changed, torch.eye(16, dtype=torch.bool))
+
+
+def test_loss_is_the_weighted_cross_entropy():
     torch.manual_seed(0)
     logits, codes, mask = torch.randn(3, 5, 7), torch.randint(7, (3, 5)), torch.rand(3, 5) < 0.5
-    expected = F.cross_entropy(logits[mask], codes[mask], reduction="sum", label_smoothing=0.1)
-    torch.testing.assert_close(masked_token_loss(logits, codes, mask, 0.1), expected)
+    masked, known = (
+        F.cross_entropy(logits[where], codes[where], reduction="sum", label_smoothing=0.1)
+        for where in (mask, ~mask)
+    )
+    torch.testing.assert_close(masked_token_loss(logits, codes, mask, 0.1), masked)
+    weights = torch.where(mask, 1.0, 0.2)
+    torch.testing.assert_close(masked_token_loss(logits, codes, weights, 0.1), masked + 0.2 * known)
+
+
+# --- what it learns -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sequences():
+    """Codes (16, 16) of a frame of each of 16 real clips, or, without the clips, drawn from 256.
+
+    The tokenizer is a VQGAN as it starts, but for its codebook: the 256 latents of those frames.
+    """
+    torch.manual_seed(0)
+    if not DRIVING.is_dir():
+        return torch.randint(256, (16, 16))
+    images = []
+    for path in sorted(DRIVING.glob("*/*.mov"))[:16]:
+        with Clip(path) as clip:
+            ((_, image),) = clip.frames([0])
+        images.append(np.asarray(Image.fromarray(image).resize((64, 64))))
+    images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
+    quantizer = {"codebook_size": 256}
+    tokenizer = VQGAN(64, channels=32, multipliers=(1,) * 5, blocks=1, quantizer=quantizer).eval()
+    with torch.no_grad():
+        latents = tokenizer.to_latents(images).flatten(0, 1)
+        tokenizer.quantizer.codebook.copy_(latents[torch.randperm(256)])
+    return tokenizer.encode(images)
+
+
+def test_an_overfitted_generator_knows_its_sequences(sequences):
+    """97 % of samples are one of the 16, nearly all 16 come, and 97 % of what 75 % masks hide is right."""
+    assert len(sequences.unique(dim=0)) == 16
+    generator = MaskGIT(16, 256, width=64, depth=1, heads=4, dropout=0.0)
+    for parameter in (generator.embedding.weight, generator.positions):
+        torch.nn.init.normal_(parameter, std=0.5)  # larger than for long training
+    optimizer = torch.optim.AdamW(generator.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
+    codes, steps = sequences.repeat(3, 1), 400
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.01 * min(1, step / 20, 1.3 * (1 - step / steps))
+        masked = 16 * torch.rand(len(codes), 1).acos() * 2 / math.pi
+        mask = torch.rand(codes.shape).argsort(dim=1) < masked.ceil()
+        logits = generator(codes.masked_fill(mask, generator.mask_token))
+        (masked_token_loss(logits, codes, mask) / mask.sum()).backward()
+        torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    generator.eval()
+
+    generated = generator.generate(200, steps=16, temperature=0.3)
+    same = (generated[:, None] == sequences).all(dim=-1)
+    assert same.any(dim=1).float().mean() >= 0.97
+    assert same.any(dim=0).sum() >= 12
+
+    originals = sequences.repeat(20, 1)
+    mask = torch.rand(originals.shape).argsort(dim=1) < 12
+    fitting = ((originals[:, None] == sequences) | mask[:, None]).all(dim=-1).sum(dim=1)
+    originals, mask = originals[fitting == 1], mask[fitting == 1]  # the rest shows which of the 16 it is
+    assert len(originals) >= 200
+    filled = generator.fill(originals, mask, steps=8, temperature=0.3)
+    assert (filled == originals)[mask].float().mean() >= 0.97

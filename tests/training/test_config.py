@@ -9,7 +9,7 @@ import yaml
 from errors import UserError
 from models.maskgit import MaskGIT
 from models.storage import build_tokenizer
-from training.config import GeneratorConfig, TokenizerConfig, load_config, save_config
+from training.config import GeneratorConfig, SamplingSection, TokenizerConfig, load_config, save_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -170,3 +170,21 @@ def test_generators_of_the_study(name):
         generator = MaskGIT(num_tokens=tokens, codebook_size=4096, **sizes)
     blocks = 24 * (12 * 768**2 + 13 * 768) + 2 * 768
     assert parameters(generator) == blocks + (4097 + tokens) * 768 + 4096 * 768 + 4096
+    assert config.model.conditions == [] and config.model.unmasked_weight == 0
+    assert not config.model.tied_embeddings and config.model.mask_schedule == "arccos"
+    assert config.sampling == SamplingSection(steps=8, schedule="arccos", temperature=1.0, randomness=4.5)
+
+
+# What beside the study's generators there is, each on the tokens of mae_64.
+OTHER_GENERATORS = {
+    "maskgit_mae_64_conditional": {"conditions": ["weather", "scene", "timeofday"]},
+    "maskgit_mae_64_small": {"width": 512, "depth": 12, "heads": 8},
+    "maskgit_mae_64_base": {"width": 768, "depth": 12, "heads": 12},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_GENERATORS)
+def test_other_generators_differ_in_nothing_else(name):
+    config, study = shipped(name), shipped("maskgit_mae_64")
+    assert config.model == study.model.model_copy(update=OTHER_GENERATORS[name])
+    assert config.model_copy(update={"model": study.model, "run": study.run}) == study

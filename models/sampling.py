@@ -1,0 +1,101 @@
+"""How masked tokens are sampled: schedules, the tokens' order, what may be drawn, and each sample's noise."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from errors import UserError
+from models.tokenizer import Tokenizer
+
+# The share of tokens masked at u in [0, 1], falling from 1 to 0; u is uniform in training and the share of
+# steps done in sampling (MaskGIT, arXiv 2202.04200, section 3.3).
+MASK_SCHEDULES = {
+    "arccos": lambda u: math.acos(u) * 2 / math.pi,
+    "cosine": lambda u: math.cos(u * math.pi / 2),
+    "linear": lambda u: 1 - u,
+    "square": lambda u: 1 - u**2,
+}
+
+# The scale of guidance at u in [0, 1], the share of steps done before this one, up to `guidance`. The linear
+# one leaves the first tokens free (Muse, arXiv 2301.00704, section 2.7).
+GUIDANCE_SCHEDULES = {
+    "constant": lambda guidance, u: guidance,
+    "linear": lambda guidance, u: 1 + (guidance - 1) * u,
+}
+
+
+class GumbelNoise:
+    """Standard Gumbel noise, an independent stream for each sample index, the same in any batch."""
+
+    def __init__(self, seed: int, first_index: int, num: int, device: torch.device):
+        self.device = device
+        self.generators = []
+        for index in range(first_index, first_index + num):
+            stream = int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
+            self.generators.append(torch.Generator(device).manual_seed(stream))
+
+    def draw(self, *shape: int) -> Tensor:
+        """The next noise of every stream: float (num, *shape)."""
+        noise = torch.empty(len(self.generators), *shape, device=self.device)
+        for sample, generator in zip(noise, self.generators):
+            sample.exponential_(generator=generator)
+        return -noise.log()
+
+
+def keep_likeliest(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """Logits (..., V) with -inf for codes that are not to be drawn.
+
+    top_k keeps the k likeliest codes; top_p the fewest likeliest whose probabilities reach p together
+    (nucleus sampling, arXiv 1904.09751, section 3.1), of those that top_k left. Equally likely ones at the
+    border all stay.
+    """
+    if top_k is not None and top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    if top_p is not None and top_p < 1:
+        ordered = logits.sort(dim=-1, descending=True).values
+        probabilities = ordered.softmax(dim=-1)
+        before = probabilities.cumsum(dim=-1) - probabilities
+        smallest = ordered.masked_fill(before >= top_p, torch.inf).amin(dim=-1, keepdim=True)
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    return logits
+
+
+def check_order(order: str, tokenizer: Tokenizer, name: str) -> None:
+    """Raise UserError where the tokens of the tokenizer called `name` can't be sampled in an order."""
+    if order == "halton" and not tokenizer.is_grid:
+        raise UserError(
+            f"sampling.order halton: it is for tokens of a 2D grid, and those of {name} ({tokenizer.kind}) "
+            f"have no place in the image; use confidence"
+        )
+
+
+def halton_order(num_tokens: int) -> Tensor:
+    """The places 0 … num_tokens-1 of a square grid, read row by row, in an order that spreads evenly.
+
+    It is that of the Halton points in bases 2 (columns) and 3 (rows) from the first on, each cell at the
+    first point in it (the Halton scheduler of arXiv 2503.17076). Raises ValueError where num_tokens is no
+    square number.
+    """
+    side = math.isqrt(num_tokens)
+    if side**2 != num_tokens:
+        raise ValueError(f"{num_tokens} tokens are no square grid, which the Halton order is for")
+    order = {}  # a dict for its order
+    point = 1
+    while len(order) < num_tokens:
+        column, row = (int(side * radical_inverse(point, base)) for base in (2, 3))
+        order.setdefault(row * side + column)
+        point += 1
+    return torch.tensor(list(order))
+
+
+def radical_inverse(number: int, base: int) -> Fraction:
+    """The number's digits in a base, mirrored at the point: 6 = 110 in base 2 becomes 0.011 = 3/8."""
+    numerator, denominator = 0, 1
+    while number:
+        number, digit = divmod(number, base)
+        numerator, denominator = numerator * base + digit, denominator * base
+    return Fraction(numerator, denominator)

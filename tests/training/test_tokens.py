@@ -1,0 +1,97 @@
+"""Tokens of frames, and the examples made of them: masks, and conditions with their dropout."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from data.frames import Draw, Frame, FrameDataset, list_frames
+from errors import UserError
+from models.storage import save_model
+from models.titok import TiTok
+from tests.conftest import make_frames
+from training.tokens import (
+    TokenDataset,
+    cached_tokens,
+    condition_array,
+    condition_values,
+    labels_fingerprint,
+)
+
+NAMES = ["weather", "timeofday"]
+FRAMES = [
+    Frame("a.jpg", timeofday="night", weather="rainy", scene=None),
+    Frame("b.jpg", timeofday="dawn/dusk", weather="undefined", scene=None),
+    Frame("c.jpg", timeofday=None, weather="clear", scene="undefined"),
+    Frame("d.jpg", timeofday="night", weather="clear", scene=None),
+]
+
+
+def examples(dropout, conditions, num=4000, seed=0):
+    """Masks (num, 8) and conditions (num, C) of the passes over four sequences."""
+    tokens = np.zeros((4, 2, 8), dtype=np.int32)
+    dataset = TokenDataset(tokens, conditions, "arccos", seed, flip=True, condition_dropout=dropout)
+    drawn = [dataset[Draw(*divmod(number, 4))] for number in range(num)]
+    return torch.stack([each.mask for each in drawn]), torch.stack([each.conditions for each in drawn])
+
+
+def test_conditions_are_what_frames_have():
+    values = condition_values(FRAMES, NAMES)
+    assert values == {"weather": ["clear", "rainy"], "timeofday": ["dawn/dusk", "night"]}
+    assert list(values) == NAMES
+    assert condition_array(FRAMES, values).tolist() == [[2, 2], [0, 1], [1, 0], [1, 2]]
+    new = [Frame("e.jpg", timeofday="daytime", weather="rainy", scene="highway")]  # daytime is not among them
+    assert condition_array(new, values).tolist() == [[2, 0]]
+    assert condition_values(FRAMES, []) == {}
+    assert condition_array(FRAMES, {}).shape == (4, 0)
+
+
+def test_a_condition_that_no_frame_has_is_refused():
+    with pytest.raises(UserError, match="none of the 4 training frames has a scene"):
+        condition_values(FRAMES, ["timeofday", "scene"])
+
+
+def test_labels_are_told_apart():
+    changed = [*FRAMES[:3], FRAMES[3]._replace(weather="rainy")]
+    assert labels_fingerprint(FRAMES, NAMES) != labels_fingerprint(changed, NAMES)
+    assert labels_fingerprint(FRAMES, ["timeofday"]) == labels_fingerprint(changed, ["timeofday"])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.4, 1.0])
+def test_conditions_are_dropped_at_random(dropout):
+    """All together with the probability p, otherwise each with p, and each frame's own otherwise."""
+    conditions = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9], [1, 5, 9]])
+    _, drawn = examples(dropout, conditions)
+    whole = torch.from_numpy(conditions).repeat(1000, 1)
+    kept = drawn != 0
+    assert torch.equal(drawn, whole * kept)
+    expected_kept = (1 - dropout) ** 2
+    deviation = 4 * np.sqrt(expected_kept * (1 - expected_kept) / 4000) + 1e-9
+    assert np.abs(kept.float().mean(dim=0).numpy() - expected_kept).max() < deviation
+    none = dropout + (1 - dropout) * dropout**3
+    deviation = 4 * np.sqrt(none * (1 - none) / 4000) + 1e-9
+    assert abs((~kept).all(dim=1).float().mean().item() - none) < deviation
+
+
+def test_masks_do_not_depend_on_conditions():
+    masks, conditions = examples(0.1, np.zeros((4, 0), dtype=np.int64), num=200)
+    assert conditions.shape == (200, 0)
+    assert torch.equal(masks, examples(0.5, np.ones((4, 3), dtype=np.int64), num=200)[0])
+    assert not torch.equal(masks, examples(0.1, np.zeros((4, 0), dtype=np.int64), num=200, seed=1)[0])
+    assert masks.sum(dim=1).min() >= 1
+
+
+def test_a_broken_frame_leaves_the_others_their_places(tmp_path):
+    folder = make_frames(tmp_path / "frames", train=6, val=1)
+    listed = list_frames(folder, "train")
+    (folder / "train" / listed[2].file_name).write_bytes(b"no picture")
+    small = {"width": 32, "depth": 1, "heads": 2}
+    tokenizer = TiTok(32, 8, 8, encoder=small, decoder=small, quantizer={"codebook_size": 64}).eval()
+    save_model(tokenizer, tmp_path / "tokenizer")
+    arguments = (tmp_path / "tokenizer", folder / "train", listed, tmp_path / "tokens", 4, 0)
+    for _ in ("computed", "read again"):
+        tokens, frames = cached_tokens(Accelerator(), *arguments)
+        assert frames == [*listed[:2], *listed[3:]]
+        dataset = FrameDataset(folder / "train", frames, 32)
+        images = torch.stack([dataset[index][0] for index in range(5)]) / 255
+        assert torch.equal(torch.tensor(tokens[:, 0]).long(), tokenizer.encode(images))
