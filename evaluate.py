@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -27,20 +26,31 @@ from metrics.features import FeatureCache, FeatureSet, load_features, save_featu
 from metrics.frechet import frechet_distance
 from metrics.inception import InceptionFeatures, RandomInceptionFeatures
 from metrics.similarity import MeanSimilarity, psnr, ssim
+from models.editing import (
+    MASK_RATIOS,
+    change_by_region,
+    random_box,
+    random_masks,
+    share_inside,
+    token_influence,
+    tokens_of_box,
+)
 from models.maskgit import MaskGIT
 from models.perceptual import LPIPS
 from models.storage import fingerprint, load_tokenizer
 from models.tokenizer import Tokenizer
 from training.card import write_card
 from training.finished import FinishedRun, list_runs, load_with_tokenizer, newest_run, read_run
+from training.tokens import condition_array, labels_fingerprint
 
 OF_BOTH = ("isc", "kid", "prc", "fd_dinov2")
 OF_TOKENIZERS = ("rfid", *OF_BOTH, "psnr", "ssim", "lpips", "codebook")
-OF_GENERATORS = ("gfid", *OF_BOTH, "fill")
+OF_GENERATORS = ("gfid", *OF_BOTH, "fill", "locality")
+NOT_OF_ALL = ("fill", "locality")
 OF_INCEPTION = ("rfid", "gfid", "isc", "kid", "prc", "fill")
 # Distances of features with random weights have names of their own.
 RANDOM_NAMES = {"rfid": "fd_random", "gfid": "fd_random", "kid": "kid_random", "prc": "prc_random"}
-MASK_RATIOS = (0.25, 0.5, 0.75, 1.0)
+FRAMES_TO_EDIT = 64  # of --locality, without --num
 FEW_IMAGES = 10_000  # features of fewer give a biased value; it compares only with one of as many
 
 
@@ -65,12 +75,21 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in dict.fromkeys(OF_TOKENIZERS + OF_GENERATORS):
         parser.add_argument(option(name), action="append_const", dest="metrics", const=name, default=[])
-    parser.add_argument("--all", action="store_true", help="every metric that suits the run, but --fill")
+    parser.add_argument(
+        "--all", action="store_true", help="every metric that suits the run, but --fill and --locality"
+    )
     parser.add_argument("--run", help="a run folder; by default the newest under --runs")
     parser.add_argument("--runs", default="runs", help="folder of runs")
     parser.add_argument("--frames", help="folder of frames; by default the run's own")
-    parser.add_argument("--num", type=int, help="images to generate; by default as many as real ones")
-    parser.add_argument("--seed", type=int, default=0, help="of generation, and of --fill's masks")
+    parser.add_argument(
+        "--num",
+        type=int,
+        help="images to generate, by default as many as real ones; frames for --locality to edit, by default "
+        f"at most {FRAMES_TO_EDIT}",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of generation, --fill's masks, --locality's boxes"
+    )
     parser.add_argument(
         "--mask-ratio", type=float, action="append", help="of --fill, repeatable; by default four up to 1"
     )
@@ -113,7 +132,7 @@ def what_to_do(arguments: argparse.Namespace) -> list[tuple[FinishedRun, list[st
         runs = [newest_run(arguments.runs, kind) for kind in kinds]
     asked = set(arguments.metrics)
     if arguments.all:
-        asked |= set(OF_TOKENIZERS + OF_GENERATORS) - {"fill"}
+        asked |= set(OF_TOKENIZERS + OF_GENERATORS) - set(NOT_OF_ALL)
     return [(run, [name for name in suited[run.is_generator] if name in asked]) for run in runs]
 
 
@@ -168,9 +187,9 @@ def measure_generator(
     arguments: argparse.Namespace,
     failures: list[str],
 ) -> None:
-    """All of a generator's metrics: generated images against the validation frames, then --fill."""
+    """All of a generator's metrics: generated images against the validation frames, then fills and edits."""
     extractors = build_extractors(accelerator, metrics, arguments, failures)
-    if not extractors and "fill" not in metrics:
+    if not extractors and not set(metrics) & set(NOT_OF_ALL):
         return
     generator, tokenizer = (network.to(accelerator.device) for network in load_with_tokenizer(run))
     frames = ValidationFrames(accelerator, run, tokenizer.image_size, arguments)
@@ -193,6 +212,8 @@ def measure_generator(
             shutil.rmtree(folder)
     if "fill" in metrics:
         measure_fill(accelerator, frames, generator, tokenizer, to_fill, real)
+    if "locality" in metrics:
+        measure_locality(accelerator, frames, generator, tokenizer, failures)
 
 
 def generate_features(
@@ -204,6 +225,7 @@ def generate_features(
 ) -> Path:
     """Generate images and keep their features in the files of a folder, whose path is returned.
 
+    Image i is generated under the i-th real frame's conditions, over and over where there are fewer frames.
     Each file holds the next CHUNK images and is named after its first. Those that an earlier evaluation with
     the same weights and options left when it was interrupted are taken as they are.
     """
@@ -212,6 +234,8 @@ def generate_features(
     sampling = run.config.sampling.model_dump()
     recipe = [fingerprint(run.folder), fingerprint(run.config.tokenizer), sampling, arguments.seed, num]
     recipe += [chunk, *sorted(extractor.name for extractor in extractors)]
+    if generator.conditions:
+        recipe.append(labels_fingerprint(frames.listed, list(generator.conditions)))
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     folder = run.folder / "eval" / f".generated-{key}"
 
@@ -221,12 +245,16 @@ def generate_features(
     if len(missing) < len(paths):
         accelerator.print(f"{run.folder}: {len(paths) - len(missing)} of {len(paths)} parts are generated")
     mine = missing[accelerator.process_index :: accelerator.num_processes]
+    conditions = frames.conditions(generator)
     for start in tqdm(mine, desc="generated", unit="part", disable=not accelerator.is_main_process):
         made = FeatureSet(extractors)
         end = min(start + chunk, num)
         for first in range(start, end, arguments.batch_size):
             size = min(arguments.batch_size, end - first)
-            codes = generator.generate(num=size, seed=arguments.seed, first_index=first, **sampling)
+            asked = conditions[torch.arange(first, first + size) % len(conditions)]
+            codes = generator.generate(
+                num=size, conditions=asked, seed=arguments.seed, first_index=first, **sampling
+            )
             made.update(tokenizer.decode(codes))
         save_features(paths[start], made.features())
     accelerator.wait_for_everyone()
@@ -243,8 +271,7 @@ def measure_fill(
 ) -> None:
     """Mask a share of each validation frame's tokens, fill them in, and compare with the frame, by share.
 
-    A frame's masks follow from the seed and its place in the list alone; a smaller one is part of a larger,
-    and each has the share's nearest whole number of tokens, at least one.
+    A conditional generator is told the frame's own conditions.
     """
     device, arguments = accelerator.device, frames.arguments
     unavailable = []
@@ -259,21 +286,15 @@ def measure_fill(
     }
     made = {ratio: FeatureSet([extractor] if extractor else []) for ratio in ratios}
     sampling = frames.run.config.sampling.model_dump()
+    conditions = frames.conditions(generator)
     count = 0
     for places, images in frames.batches():
-        # The sampler's noise goes by consecutive places; one whose frame is broken is filled for nothing.
-        first, last = int(places[0]), int(places[-1])
-        rows = (places - first).to(device)
-        codes = torch.zeros(last + 1 - first, tokenizer.num_tokens, dtype=torch.int64, device=device)
-        codes[rows] = tokenizer.encode(images)
-        order = [
-            np.random.default_rng([arguments.seed, place]).permutation(tokenizer.num_tokens)
-            for place in range(first, last + 1)
-        ]
-        order = torch.from_numpy(np.stack(order)).to(device)
+        first = int(places[0])
+        rows, codes = spread(places, tokenizer.encode(images))
+        own = conditions[first : first + len(codes)]
         for ratio in ratios:
-            mask = order < max(1, round(ratio * tokenizer.num_tokens))
-            filled = generator.fill(codes, mask, seed=arguments.seed, first_index=first, **sampling)
+            mask = random_masks(ratio, *codes.shape, arguments.seed, first).to(device)
+            filled = generator.fill(codes, mask, own, seed=arguments.seed, first_index=first, **sampling)
             restored = tokenizer.decode(filled[rows])
             for similarity in means[ratio].values():
                 similarity.update(restored, images)
@@ -297,6 +318,62 @@ def measure_fill(
             print("  " + ", ".join(f"{name} {value:.4f}" for name, value in row.items()))
 
 
+def measure_locality(
+    accelerator: Accelerator,
+    frames: "ValidationFrames",
+    generator: MaskGIT,
+    tokenizer: Tokenizer,
+    failures: list[str],
+) -> None:
+    """Edit a random box of each of the first validation frames, and measure where the image changes.
+
+    It is generate.py's edit, told the frame's own conditions, and compared with the reconstruction.
+    """
+    device, arguments, size = accelerator.device, frames.arguments, tokenizer.image_size
+    sampling = frames.run.config.sampling.model_dump()
+    conditions = frames.conditions(generator)
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # changes inside and outside, and frames
+    for places, images in frames.batches(arguments.num or FRAMES_TO_EDIT):
+        first = int(places[0])
+        rows, codes = spread(places, tokenizer.encode(images))
+        boxes = [random_box(size, arguments.seed, place) for place in places.tolist()]
+        mask = torch.zeros_like(codes, dtype=torch.bool)
+        for row, box in zip(rows, boxes):
+            influence = token_influence(tokenizer, codes[row], seed=arguments.seed)
+            mask[row, tokens_of_box(influence, box)] = True
+        own = conditions[first : first + len(codes)]
+        edited = generator.fill(codes, mask, own, seed=arguments.seed, first_index=first, **sampling)
+        inside = torch.stack([box.pixels(size) for box in boxes]).to(device)
+        changes = change_by_region(tokenizer.decode(edited[rows]), tokenizer.decode(codes[rows]), inside)
+        sums += torch.stack([*(each.double().sum() for each in changes), sums.new_tensor(len(rows))])
+
+    inside, outside, num_images = accelerator.reduce(sums).tolist()
+    area = random_box(size, 0, 0).area / size**2  # of each
+    share = share_inside(inside, outside, area)
+    if share is None:
+        failures.append("--locality: no edit changed anything; the generator fills in what was there")
+    elif accelerator.is_main_process:
+        result = {
+            "value": share,
+            "value_is": "share of the edits' change that falls inside the box",
+            "share_of_area": area,
+            "inside": inside / num_images,
+            "outside": outside / num_images,
+        }
+        save_result(frames, "locality", result, int(num_images))
+
+
+def spread(places: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (B, K) of frames at places (B,), among zeros for the places between them that lack one.
+
+    Returns their rows there, (B,), and the whole: masks and the sampler's noise go by consecutive places.
+    """
+    rows = (places - places[0]).to(codes.device)
+    whole = codes.new_zeros(int(rows[-1]) + 1, codes.shape[1])
+    whole[rows] = codes
+    return rows, whole
+
+
 class ValidationFrames:
     """The validation frames of a run's config: their images, and their features where these are kept."""
 
@@ -311,14 +388,21 @@ class ValidationFrames:
         places = (self.folder / ".features", run.folder / "eval" / ".features")
         self.cache = FeatureCache(self.folder / "val", names, size, places)
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share, a stretch of the list: places (B,) in it, and images (B,3,H,W) in [0,1].
+    def conditions(self, generator: MaskGIT) -> Tensor:
+        """What the frames' labels say of a generator's conditions: int64 (N, C), C = 0 if it has none."""
+        array = condition_array(self.listed, generator.conditions)
+        return torch.from_numpy(array).to(self.accelerator.device)
+
+    def batches(self, num: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share, a stretch of the list or of its first `num`: places (B,) in it, and images
+        (B,3,H,W) in [0,1].
 
         Over all processes each frame comes exactly once, but for those that can't be read, which are named.
         """
         index, processes = self.accelerator.process_index, self.accelerator.num_processes
-        start, end = (len(self.listed) * each // processes for each in (index, index + 1))
-        dataset = FrameDataset(self.folder / "val", self.listed[start:end], self.size)
+        listed = self.listed[:num]
+        start, end = (len(listed) * each // processes for each in (index, index + 1))
+        dataset = FrameDataset(self.folder / "val", listed[start:end], self.size)
         loader = evaluation_loader(dataset, self.arguments.batch_size, self.arguments.workers)
         broken = []
         for batch in tqdm(loader, desc=f"{self.folder}/val", disable=not self.accelerator.is_main_process):
@@ -459,6 +543,9 @@ def save_result(
         "checkpoint_step": run.step,
         "seed": arguments.seed if run.is_generator else None,
         "sampling": run.config.sampling.model_dump() if run.is_generator else None,
+        "conditions": "those of the real frames"
+        if run.is_generator and run.config.model.conditions
+        else None,
         "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "torch-fidelity")},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -1,4 +1,4 @@
-"""evaluate.py: distances of features, their caches, interrupted generation, and --fill.
+"""evaluate.py: distances of features, their caches, interrupted generation, fills and edits.
 
 Most tests take a small stand-in for InceptionV3, which is slow on a CPU.
 """
@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 import metrics.dinov2
@@ -19,11 +20,12 @@ from metrics.frechet import frechet_distance
 from metrics.inception import RandomInceptionFeatures
 from metrics.similarity import psnr
 from models import load_generator, load_tokenizer
+from models.editing import random_box, token_influence, tokens_of_box
 from models.encoder import LatentEncoder
 from models.maskgit import MaskGIT
-from models.storage import read_provenance
+from models.storage import build_tokenizer, fingerprint, read_provenance, save_model
 from tests.conftest import TINY_GENERATOR, TINY_TOKENIZER, make_frames, run_script
-from training.config import GeneratorConfig, load_config
+from training.config import GeneratorConfig, TokenizerConfig, load_config
 
 RANDOM = ("--feature-extractor", "random-inception", "--workers", 0)
 
@@ -73,6 +75,41 @@ def pooled(monkeypatch):
         return count
 
     return seen
+
+
+@pytest.fixture
+def conditional(workplace):
+    """A generator's run as if trained under conditions, on tokens of a tokenizer's run of its own: random
+    weights, some enlarged for pictures and choices to differ clearly."""
+    torch.manual_seed(0)
+    runs = workplace / "runs"
+    for name, original in (("bold", "tok"), ("asked", "gen")):
+        shutil.copytree(runs / original, runs / name)
+        values = yaml.safe_load((runs / name / "config.yaml").read_text())
+        if name == "bold":
+            values["model"]["decoder"]["init"] = "mimetic"
+            architecture = TokenizerConfig.model_validate(values).model.architecture()
+            model = build_tokenizer(architecture)
+            parts, factor, more = (model.decoder.to_pixels,), 20, {}
+        else:
+            values["model"]["conditions"] = ["timeofday"]
+            values["tokenizer"] = str(runs / "bold")
+            model = MaskGIT(8, 64, 32, 2, 2, conditions={"timeofday": ["daytime", "night"]})
+            parts, factor, more = (model,), 4, {"tokenizer_sha256": fingerprint(runs / "bold")}
+        with torch.no_grad():
+            for parameter in (parameter for part in parts for parameter in part.parameters()):
+                parameter.mul_(factor if parameter.dim() > 1 else 1)
+        (runs / name / "config.yaml").write_text(yaml.safe_dump(values))
+        save_model(model, runs / name / "model", step="2", **more)
+    return runs / "asked"
+
+
+def own_conditions(folder):
+    """What a generator is told of the validation frames."""
+    frames = list_frames(folder / "frames", "val")
+    conditions = torch.tensor([[1 + (frame.timeofday == "night")] for frame in frames])
+    assert len(conditions.unique()) == 2
+    return conditions
 
 
 def evaluate(run, *arguments, **options):
@@ -143,7 +180,24 @@ def test_as_many_are_generated_as_there_are_real_ones(workplace, pooled):
     assert record["value"] == pytest.approx(frechet_distance(Pooled()(made), real), rel=1e-4)
     assert (record["num_images"], record["num_real"], record["seed"]) == (7, 7, 3)
     assert len(record["frames_sha256"]) == 64 and record["sampling"] == sampling
+    assert record["conditions"] is None
     assert not list((run / "eval").glob(".generated*"))
+
+
+def test_conditions_are_those_of_the_real_frames(workplace, pooled, conditional):
+    """One after another and from the start again, and in a fill the frame's own."""
+    arguments = ("--gfid", "--fill", "--mask-ratio", 0.5, "--num", 9, "--batch-size", 4)
+    evaluate(conditional, *arguments, *RANDOM)
+    generator, tokenizer = load_generator(conditional), load_tokenizer(workplace / "runs" / "bold")
+    own, images = own_conditions(workplace), real_images(workplace)
+    made = tokenizer.decode(generator.generate(9, own[[0, 1, 2, 3, 4, 5, 6, 0, 1]], seed=0))
+    record = result(conditional, "fd_random")
+    assert record["value"] == pytest.approx(frechet_distance(Pooled()(made), Pooled()(images)), rel=1e-3)
+    order = np.stack([np.random.default_rng([0, place]).permutation(8) for place in range(7)])
+    filled = generator.fill(tokenizer.encode(images), torch.from_numpy(order < 4), own, seed=0)
+    fill = result(conditional, "fill")
+    assert fill["value"] == pytest.approx(psnr(tokenizer.decode(filled), images).mean().item(), rel=1e-4)
+    assert record["conditions"] == fill["conditions"] == "those of the real frames"
 
 
 def test_interrupted_generation_goes_on(workplace, pooled, monkeypatch):
@@ -176,7 +230,7 @@ def test_interrupted_generation_goes_on(workplace, pooled, monkeypatch):
     assert not list((run / "eval").glob(".generated*"))
 
 
-def test_parts_of_other_weights_or_options_are_not_taken(workplace, pooled, monkeypatch):
+def test_parts_of_other_weights_or_options_are_not_taken(workplace, pooled, conditional, monkeypatch):
     run = workplace / "runs" / "gen"
     generate, count = MaskGIT.generate, [0]
 
@@ -194,6 +248,45 @@ def test_parts_of_other_weights_or_options_are_not_taken(workplace, pooled, monk
     state = {key: value + 1 for key, value in generator.state_dict().items()}
     save_file(state, run / "model" / "model.safetensors", metadata=read_provenance(run / "model"))
     assert "parts are generated" not in evaluate(run, "--gfid", "--num", 8, *RANDOM)
+
+    monkeypatch.setattr(MaskGIT, "generate", interrupted)
+    count[0] = 0
+    evaluate(conditional, "--gfid", "--num", 8, "--batch-size", 4, *RANDOM, fails=True)
+    monkeypatch.setattr(MaskGIT, "generate", generate)
+    labels = workplace / "frames" / "val" / "metadata.jsonl"
+    labels.write_text(labels.read_text().replace("night", "daytime"))
+    assert "parts are generated" not in evaluate(conditional, "--gfid", "--num", 8, *RANDOM)
+
+
+def test_locality_of_edits(workplace, conditional):
+    """Of the first frames, each with a box and conditions of its own."""
+    evaluate(conditional, "--locality", "--num", 5, "--seed", 2, "--batch-size", 3, "--workers", 0)
+    generator, tokenizer = load_generator(conditional), load_tokenizer(workplace / "runs" / "bold")
+    codes = tokenizer.encode(real_images(workplace)[:5])
+    mask = torch.zeros(5, 8, dtype=torch.bool)
+    boxes = [random_box(32, 2, place) for place in range(5)]
+    for place, box in enumerate(boxes):
+        tokens = tokens_of_box(token_influence(tokenizer, codes[place], seed=2), box)
+        mask[place, tokens] = True
+    assert mask.sum(dim=1).tolist() == [2] * 5
+    edited = generator.fill(codes, mask, own_conditions(workplace)[:5], seed=2)
+    change = (tokenizer.decode(edited) - tokenizer.decode(codes)).abs().mean(dim=1).numpy()
+    inside = sum(
+        float(change[place, box.top : box.bottom, box.left : box.right].sum())
+        for place, box in enumerate(boxes)
+    )
+    record = result(conditional, "locality")
+    assert record["value"] == pytest.approx(inside / change.sum(), rel=1e-3)
+    assert record["inside"] == pytest.approx(inside / (5 * 16**2), rel=1e-3)
+    assert record["outside"] == pytest.approx((change.sum() - inside) / (5 * (32**2 - 16**2)), rel=1e-3)
+    assert (record["num_images"], record["share_of_area"], record["seed"]) == (5, 0.25, 2)
+    assert record["conditions"] == "those of the real frames" and record["feature_extractor"] is None
+
+
+def test_edits_that_change_nothing(workplace, conditional, monkeypatch):
+    monkeypatch.setattr(MaskGIT, "fill", lambda self, codes, *arguments, **options: codes)
+    printed = evaluate(conditional, "--locality", "--workers", 0, fails=True)
+    assert "--locality: no edit changed anything" in printed
 
 
 def test_fill_by_mask_ratio(workplace, pooled):
@@ -236,14 +329,14 @@ def test_fill_passes_over_a_broken_frame(workplace, pooled):
     assert record["value"] == pytest.approx(psnr(tokenizer.decode(filled), images).mean().item(), rel=1e-4)
 
 
-def test_two_processes_measure_the_same(workplace):
+def test_two_processes_measure_the_same(workplace, conditional):
     """With InceptionV3's published layout, random weights: to the sample, in the order of the frames."""
     extractor = RandomInceptionFeatures()
     torch.save(extractor.network.state_dict(), workplace / "inception.pth")
     weights = ("--inception-weights", workplace / "inception.pth", "--workers", 0)
     for run, metric_names in (
         (workplace / "runs" / "tok", ("isc", "kid", "prc")),
-        (workplace / "runs" / "gen", ("isc", "kid", "prc", "fill")),
+        (conditional, ("isc", "kid", "prc", "locality", "fill")),
     ):
         asked = [f"--{name}" for name in metric_names]
         evaluate(run, *asked, "--num", 5, "--mask-ratio", 0.5, "--batch-size", 2, *weights)
@@ -254,10 +347,11 @@ def test_two_processes_measure_the_same(workplace):
         evaluate(run, *asked, "--num", 5, "--mask-ratio", 0.5, "--batch-size", 2, *weights, processes=2)
         for name, record in one.items():
             other = result(run, name)
-            expected = 5 if run.name == "gen" and name != "fill" else 7
+            expected = 5 if run == conditional and name != "fill" else 7
             assert other["num_images"] == record["num_images"] == expected
             assert other["value"] == pytest.approx(record["value"], rel=1e-3, abs=1e-4), (run.name, name)
-            assert other["feature_extractor"].startswith("inception-v3-fid-")
+            if name != "locality":
+                assert other["feature_extractor"].startswith("inception-v3-fid-")
     assert other["ratios"][0]["fid"] == pytest.approx(record["ratios"][0]["fid"], rel=1e-3)
 
 
