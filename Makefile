@@ -1,10 +1,18 @@
 # make demo    environment, demo clips, the whole pipeline, a page with what came out
 # make test    environment, all tests
+# make study   environment, the whole study on BDD100K: VIDEOS=bdd100k/videos LABELS=bdd100k/labels/det_20
 #
 # Variables: ENV       place of the environment
 #            PYTHON    the Python that makes it, 3.11 or newer
-#            OUT       place of the demo's files
+#            OUT       place of the demo's files, or of the study's: by default demo_out, and here
 #            VIDEOS, LABELS    your own clips for the demo instead of rendered ones, in BDD100K's layout
+#            DRY_RUN=1         the study's commands are printed, not run
+#            REHEARSE=1        the study in minutes, on few frames with tiny networks, under OUT/rehearsal
+
+# The study has these as they are given, without the demo's defaults below.
+study: OUT := $(or $(OUT),.)
+study: VIDEOS := $(VIDEOS)
+study: LABELS := $(LABELS)
 
 ENV ?= .venv
 PYTHON ?= python3
@@ -16,7 +24,7 @@ LAUNCH := $(ENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixe
     --dynamo_backend no --num_cpu_threads_per_process $(shell nproc)
 IN_OUT := --set run.dir=$(OUT)/runs --set data.frames=$(OUT)/frames
 
-.PHONY: demo test clips
+.PHONY: demo test study clips
 
 $(ENV)/installed: requirements.txt bootstrap_env.py
 	$(PYTHON) bootstrap_env.py $(ENV) requirements.txt
@@ -26,6 +34,10 @@ test: $(ENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest
+
+study: $(ENV)/installed
+	$(PY) study.py $(if $(VIDEOS),--videos $(VIDEOS)) $(if $(LABELS),--labels $(LABELS)) --out $(OUT) \
+	    $(if $(DRY_RUN),--dry-run) $(if $(REHEARSE),--rehearse)
 
 ifdef VIDEOS
 FRAMES_PER_VIDEO := 24

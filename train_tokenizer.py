@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader
 from torchvision.utils import make_grid, save_image
 
 from data.frames import (
+    DrawSampler,
     Frame,
     FrameDataset,
     ImageBatch,
@@ -22,7 +22,6 @@ from data.frames import (
     list_frames,
 )
 from errors import UserError, command
-from metrics.codebook import CodebookUsage
 from metrics.similarity import psnr
 from models.discriminator import LeCam, PatchGAN, hinge_discriminator_loss, hinge_generator_loss
 from models.perceptual import LPIPS, ConvNeXtLogits
@@ -30,12 +29,12 @@ from models.pretrained import SOURCES, load_pretrained, load_pretrained_decoder
 from models.storage import build_tokenizer, load_tokenizer
 from models.titok import TiTok
 from models.tokenizer import Tokenizer
+from training.analysis import ANALYSIS_FRAMES, CodebookAnalysis, is_log_spaced
 from training.config import LossSection, TiTokSection, TokenizerConfig, VQGANSection, parse_arguments
 from training.optimizer import build_optimizer, frozen
 from training.run import Run
 
 SAMPLE_IMAGES = 8  # in a grid under samples/
-ANALYSIS_LATENTS = 8192  # at most, in a file under analysis/
 
 
 @command
@@ -51,7 +50,27 @@ def main() -> None:
         frames / "train", train_frames, size, config.run.seed, config.data.random_crop, config.data.flip
     )
     val_set = FrameDataset(frames / "val", val_frames, size)
-    loader = DataLoader(
+
+    networks = Networks(run)
+    batches = iter(training_loader(run, train_set, sampler))
+    for step in run.steps():
+        learning_rate = run.set_learning_rate(step)
+        train_step(run, networks, run.take(batches), train_frames, step)
+        validate, checkpoint = run.end_step(step, learning_rate)
+        if validate:
+            run.log(
+                step, evaluate(run, networks.ema.module, val_set, config.losses, networks.perceptual, step)
+            )
+        elif is_log_spaced(step):
+            analyse(run, networks.ema.module, val_set, step)
+        if checkpoint:
+            run.save(step, networks.ema.module)
+    run.finish()
+
+
+def training_loader(run: Run, train_set: FrameDataset, sampler: DrawSampler) -> DataLoader:
+    """The micro-batches that the sampler draws, each an ImageBatch."""
+    return DataLoader(
         train_set,
         batch_sampler=sampler,
         num_workers=run.loader_workers,
@@ -61,20 +80,6 @@ def main() -> None:
         generator=torch.Generator(),  # or it would draw from the run's random numbers
         prefetch_factor=4 if run.loader_workers else None,
     )
-
-    networks = Networks(run)
-    batches = iter(loader)
-    for step in run.steps():
-        learning_rate = run.set_learning_rate(step)
-        train_step(run, networks, run.take(batches), train_frames, step)
-        validate, checkpoint = run.end_step(step, learning_rate)
-        if validate:
-            run.log(
-                step, evaluate(run, networks.ema.module, val_set, config.losses, networks.perceptual, step)
-            )
-        if checkpoint:
-            run.save(step, networks.ema.module)
-    run.finish()
 
 
 class Networks:
@@ -224,10 +229,10 @@ def evaluate(
     loader = evaluation_loader(
         val_set, run.micro_batch_size, run.loader_workers, run.accelerator.process_index, run.processes
     )
-    usage = CodebookUsage(tokenizer.codebook_size, run.device)
+    analysis = CodebookAnalysis(tokenizer.codebook_size, run.device)
     names = ["reconstruction", *perceptual, "psnr"]
     sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=run.device)
-    latents, codes, samples = [], [], []
+    samples = []
     for batch in loader:
         images = run.images_of(batch, val_set.frames, "val")
         if len(images) == 0:
@@ -235,18 +240,14 @@ def evaluate(
         with run.accelerator.autocast():
             output = tokenizer(images)
         restored = output.images.float().clamp(0, 1)
-        usage.update(output.quantized.codes)
+        analysis.update(batch.indices, output.quantized)
         terms = reconstruction_terms(restored, images, losses, perceptual)
         terms["psnr"] = psnr(restored, images).mean()
         sums += torch.stack([*(terms[name] for name in names), sums.new_ones(())]) * len(images)
-        if run.is_main:
-            if sum(map(len, samples)) < SAMPLE_IMAGES:
-                samples.append(torch.stack([images, restored], dim=1))
-            if sum(part.numel() for part in codes) < ANALYSIS_LATENTS:
-                latents.append(output.quantized.latents)
-                codes.append(output.quantized.codes)
+        if run.is_main and sum(map(len, samples)) < SAMPLE_IMAGES:
+            samples.append(torch.stack([images, restored], dim=1))
     sums = run.accelerator.reduce(sums)
-    usage.counts = run.accelerator.reduce(usage.counts)
+    analysis.gather(run.accelerator)
     if sums[-1] == 0:
         raise UserError(f"{val_set.folder}: none of its frames can be read")
 
@@ -255,16 +256,28 @@ def evaluate(
         grid = make_grid(pairs.transpose(0, 1).flatten(0, 1), nrow=len(pairs), pad_value=1)
         (run.folder / "samples").mkdir(exist_ok=True)
         save_image(grid, run.folder / "samples" / f"step_{step:08d}.png")
-        (run.folder / "analysis").mkdir(exist_ok=True)
-        np.savez_compressed(
-            run.folder / "analysis" / f"step_{step:08d}.npz",
-            counts=usage.counts.cpu().numpy(),
-            latents=torch.cat(latents).flatten(0, 1)[:ANALYSIS_LATENTS].cpu().numpy(),
-            codes=torch.cat(codes).flatten()[:ANALYSIS_LATENTS].cpu().numpy(),
-            codebook=tokenizer.quantizer.codes_as_used().cpu().numpy(),
-        )
+        analysis.save(run.folder, step, tokenizer.quantizer.codes_as_used())
     scalars = {f"val/{name}": value for name, value in zip(names, (sums[:-1] / sums[-1]).tolist())}
+    usage = analysis.usage
     return scalars | {"val/codebook_usage": usage.usage(), "val/perplexity": usage.perplexity()}
+
+
+@torch.no_grad()
+def analyse(run: Run, tokenizer: nn.Module, val_set: FrameDataset, step: int) -> None:
+    """Write analysis/ from at most ANALYSIS_FRAMES validation frames, through the encoder only."""
+    few = FrameDataset(val_set.folder, val_set.frames[:ANALYSIS_FRAMES], val_set.size)
+    loader = evaluation_loader(
+        few, run.micro_batch_size, run.loader_workers, run.accelerator.process_index, run.processes
+    )
+    analysis = CodebookAnalysis(tokenizer.codebook_size, run.device)
+    for batch in loader:
+        images = run.images_of(batch, few.frames, "val")
+        if len(images) > 0:
+            with run.accelerator.autocast():
+                analysis.update(batch.indices, tokenizer.quantizer(tokenizer.to_latents(images)))
+    analysis.gather(run.accelerator)
+    if run.is_main and analysis.frames > 0:
+        analysis.save(run.folder, step, tokenizer.quantizer.codes_as_used())
 
 
 if __name__ == "__main__":

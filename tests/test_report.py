@@ -1,93 +1,84 @@
 import base64
-import html
+import csv
 import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from playwright.sync_api import sync_playwright
 
-import report
 from models.maskgit import MaskGIT
 from models.storage import build_tokenizer, fingerprint, save_model
-from training.config import GeneratorConfig, TokenizerConfig, load_config, save_config
+from tests.conftest import run_script
+from tests.reporting.made import make_run, write_result
+from training.config import TokenizerConfig, load_config
 
-REPOSITORY = Path(__file__).parents[1]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 SIZE = "{width: 32, depth: 1, heads: 2}"
+FILLS = [{"mask_ratio": 0.25, "psnr": 21.123456}, {"mask_ratio": 1.0, "psnr": 11.654321}]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A tokenizer run `tok`, a generator run `gen` on it, one that has only begun, and another folder."""
+    """Tokenizers `sixty` and `thirty`, a generator `gen` on the first, one that has only begun, a folder."""
     root = tmp_path_factory.mktemp("report")
     make_frames(root / "frames")
     torch.manual_seed(0)
-
-    (root / "tok.yaml").write_text(
-        f"data: {{frames: {root / 'frames'}}}\n"
-        f"model: {{image_size: 32, patch_size: 8, num_tokens: 4, encoder: {SIZE}, decoder: {SIZE},\n"
-        f"        quantizer: {{codebook_size: 16, token_size: 4}}}}\n"
-        f"training: {{max_steps: 20, global_batch_size: 4}}\n"
-    )
-    config = load_config(root / "tok.yaml", TokenizerConfig)
-    tokenizer = root / "runs" / "tok"
-    save_model(
-        build_tokenizer(config.model.architecture()),
-        tokenizer / "model",
-        step="20",
-    )
-    save_config(config, tokenizer / "config.yaml")
-    write_log(
-        tokenizer,
+    logs = [
         {"step": 10, "train/loss": 1.5, "train/reconstruction": 0.5, "train/epoch": 4.0},
         {"step": 20, "train/loss": 1.25, "train/reconstruction": 0.25, "train/epoch": 8.0},
-        {"step": 20, "val/reconstruction": 0.3, "val/psnr": 12.5, "val/codebook_usage": 0.75},
-    )
-    with (tokenizer / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 30, "train/lo')
-    write_result(tokenizer, "psnr", 12.345678912345, num_images=6)
-    write_result(tokenizer, "codebook", 0.8125, num_images=6, perplexity=9.87654321)
-    write_result(tokenizer, "fd_random", 1.23456789, num_images=6, feature_extractor="random-inception-seed0")
+        {"step": 20, "val/reconstruction": 0.3, "val/psnr": 12.5},
+    ]
+    for name, tokens in {"sixty": 64, "thirty": 32}.items():
+        path = root / f"{name}.yaml"
+        path.write_text(
+            f"data: {{frames: {root / 'frames'}}}\n"
+            f"model: {{image_size: 32, patch_size: 8, num_tokens: {tokens}, encoder: {SIZE},\n"
+            f"        decoder: {SIZE}, quantizer: {{codebook_size: 16, token_size: 4}}}}\n"
+            f"training: {{max_steps: 20, global_batch_size: 4}}\n"
+        )
+        network = build_tokenizer(load_config(path, TokenizerConfig).model.architecture())
+        make_run(root / "runs", name, path, log=logs, network=network)
+    write_result(root / "runs" / "sixty", "psnr", 12.345678912345)
+    write_result(root / "runs" / "sixty", "codebook", 0.8125, perplexity=9.87654321)
+    write_result(root / "runs" / "sixty", "fd_random", 1.23456789, feature_extractor="random-inception-seed0")
+    write_result(root / "runs" / "thirty", "rfid", 149.123456789)
 
-    (root / "gen.yaml").write_text(
-        f"tokenizer: {tokenizer}\ndata: {{frames: {root / 'frames'}}}\nmodel: {SIZE}\n"
+    path = root / "gen.yaml"
+    path.write_text(
+        f"tokenizer: {root / 'runs' / 'sixty'}\ndata: {{frames: {root / 'frames'}}}\nmodel: {SIZE}\n"
         f"training: {{max_steps: 20, global_batch_size: 4}}\n"
     )
-    config = load_config(root / "gen.yaml", GeneratorConfig)
-    generator = root / "runs" / "gen"
-    weights = fingerprint(tokenizer / "model")
-    save_model(MaskGIT(4, 16, 32, 1, 2), generator / "model", step="20", tokenizer_sha256=weights)
-    save_config(config, generator / "config.yaml")
-    write_log(
-        generator, {"step": 20, "train/loss": 2.5, "train/accuracy": 0.1}, {"step": 20, "val/accuracy": 0.2}
-    )
-    write_result(generator, "fd_random", 234.5, num_images=6, feature_extractor="random-inception-seed0")
+    logs = [{"step": 20, "train/loss": 2.5, "train/accuracy": 0.1}, {"step": 20, "val/accuracy": 0.2}]
+    generator = make_run(root / "runs", "gen", path, f"tokenizer={root / 'runs' / 'sixty'}", log=logs)
+    weights = fingerprint(root / "runs" / "sixty" / "model")
+    save_model(MaskGIT(64, 16, 32, 1, 2), generator / "model", step="20", tokenizer_sha256=weights)
+    write_result(generator, "fd_random", 234.5, feature_extractor="random-inception-seed0")
+    write_result(generator, "fill", 16.3888885, ratios=FILLS)
+    write_result(generator, "locality", 0.71234567, share_of_area=0.25, inside=0.0712, outside=0.0101)
 
-    shutil.copytree(tokenizer, root / "runs" / "begun", ignore=shutil.ignore_patterns("model"))
+    shutil.copytree(root / "runs" / "sixty", root / "runs" / "begun", ignore=shutil.ignore_patterns("model"))
     (root / "runs" / "holiday <b>").mkdir()
     return root / "runs"
 
 
 @pytest.fixture(scope="module")
-def page(runs):
-    """The page of the runs, as text, made by the command."""
+def report(runs):
+    """The folder that the command makes of the runs."""
     out = runs.parent / "report"
-    done = subprocess.run(
-        [sys.executable, REPOSITORY / "report.py", "--runs", runs, "--out", out],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(out / "index.html")
-    return (out / "index.html").read_text()
+    assert run_script("report.py", "--runs", runs, "--out", out).splitlines()[-1] == str(out / "index.html")
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(report):
+    """The page's tags with their attributes, and its text."""
+    return Tags((report / "index.html").read_text())
 
 
 def make_frames(folder):
@@ -104,159 +95,325 @@ def make_frames(folder):
     (folder / "val" / "metadata.jsonl").write_text("".join(lines))
 
 
-def write_log(run, *records):
-    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-def write_result(run, metric, value, feature_extractor=None, **more):
-    record = {"metric": metric, "value": value, "feature_extractor": feature_extractor, "checkpoint_step": 20}
-    (run / "eval").mkdir(exist_ok=True)
-    (run / "eval" / f"{metric}.json").write_text(json.dumps(record | {"versions": {"torch": "1.2.3"}} | more))
-
-
-def run_main(monkeypatch, *arguments):
-    """report.py in this process, which is quicker than a new one."""
-    monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
-    report.main()
-
-
 class Tags(HTMLParser):
-    """A page's tags with their attributes, and its text."""
+    """A page's tags with their attributes, its text, and the numbers by the section that they are in."""
 
     def __init__(self, page):
         super().__init__()
-        self.tags, self.text = [], ""
+        self.tags, self.text, self.numbers, self.section, self.is_code = [], "", {}, None, False
         self.feed(page)
+        self.text = " ".join(self.text.split())
 
     def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        self.is_code = tag in ("script", "style")
+        if tag == "section":
+            self.section = attributes["id"]
+        if tag == "data":
+            self.numbers.setdefault(self.section, []).append(float(attributes["value"]))
+
+    def handle_endtag(self, tag):
+        self.is_code = False
 
     def handle_data(self, data):
-        self.text += data
+        if not self.is_code:
+            self.text += data
 
 
 def images_of(page):
-    return [attributes for tag, attributes in Tags(page).tags if tag == "img"]
+    return [attributes for tag, attributes in page.tags if tag == "img"]
 
 
-def test_numbers_are_the_files(page, runs):
-    shown = [float(attributes["value"]) for tag, attributes in Tags(page).tags if tag == "data"]
-    saved = []
-    for name in ("tok", "gen"):
+def sections_of(page):
+    return [attributes["id"] for tag, attributes in page.tags if tag == "section"]
+
+
+def saved(runs, run, metric):
+    return json.loads((runs / run / "eval" / f"{metric}.json").read_text())
+
+
+# --- numbers and words --------------------------------------------------------------------------------------
+
+
+def test_metrics_are_the_files(page, runs):
+    wanted = []
+    for name in ("sixty", "thirty", "gen"):
         for path in sorted((runs / name / "eval").glob("*.json")):
             record = json.loads(path.read_text())
-            saved += [record["value"]] + ([record["perplexity"]] if "perplexity" in record else [])
-    assert shown == saved
-    text = Tags(page).text
+            wanted.append(record.pop("value"))
+            wanted += [number for number in record.values() if isinstance(number, float)]
+    assert set(page.numbers["metrics"]) == set(wanted)
     for printed in ("12.3457", "0.8125", "perplexity 9.8765", "1.2346", "234.5000", "random-inception-seed0"):
-        assert printed in text
+        assert printed in page.text
 
 
-def test_fd_random_is_explained_and_nothing_is_called_fid(page):
-    text = Tags(page).text
-    assert "fd_random is not FID" in " ".join(text.split())
-    assert text.count("FID") == 1 and "rfid" not in text and "gfid" not in text
+def test_the_studys_tables_have_our_numbers(page, report, runs):
+    usage, rfid = saved(runs, "sixty", "codebook")["value"], saved(runs, "thirty", "rfid")["value"]
+    assert sorted(page.numbers["tables"]) == [usage, rfid]
+    assert "149.12" in page.text and "149.67" in page.text  # and the study's
+    rows = [
+        row for path in sorted((report / "tables").glob("table_*.csv")) for row in csv.DictReader(path.open())
+    ]
+    assert {row["run"]: float(row["ours"]) for row in rows if row["ours"]} == {"sixty": usage, "thirty": rfid}
 
 
-def test_pictures_are_inside_the_page(page):
-    images = images_of(page)
-    for image in images:
-        kind, data = image["src"].split(",", 1)
-        assert kind == "data:image/jpeg;base64"
-        assert Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB").size == (32, 32)
-        assert image["alt"]
-    # 5 readable frames, each with its reconstruction, and 16 generated images
-    assert len(images) == 2 * 5 + 16
-    assert not any("aaa-0000000" in image["alt"] for image in images)
+def test_fills_and_edits_are_the_files(page, runs):
+    assert page.numbers["fills"] == [row["psnr"] for row in FILLS]
+    locality = saved(runs, "gen", "locality")
+    wanted = [locality[name] for name in ("value", "share_of_area", "inside", "outside")]
+    assert page.numbers["questions"][-4:] == wanted
 
 
-def test_nothing_is_loaded_from_elsewhere(page):
-    for tag, attributes in Tags(page).tags:
-        for name in ("src", "srcset", "href", "xlink:href", "data", "poster", "action"):
-            assert re.match(r"data:|#|$", attributes.get(name) or ""), (tag, attributes[name][:80])
-    assert "@import" not in page
-    assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?([^)'\"]*)", page))
-
-
-def test_a_frame_of_each_video_comes_first(runs, tmp_path, monkeypatch):
-    run_main(monkeypatch, "--runs", runs, "--out", tmp_path, "--num-images", 2)
-    images = images_of((tmp_path / "index.html").read_text())
-    videos = [image["alt"].split("/")[0] for image in images if image["alt"].startswith("input")]
-    assert sorted(videos) == ["input: aaa", "input: bbb"]
-
-
-def test_curves_have_their_axes_and_runs(page):
-    text = Tags(page).text
-    for label in ("total loss (weighted sum)", "PSNR (dB)", "accuracy (share of masked tokens)", "step"):
-        assert label in text
-    assert "perplexity (codes)" not in text  # no run has logged it
-    assert page.count("<svg") == 4 + 2 + 2  # the tokenizer's, the generator's, and a key for each
+def test_fd_random_is_explained_and_stays_out_of_the_tables(page, runs):
+    assert "Not FID: it is a Fréchet distance too" in page.text
+    for run in ("sixty", "gen"):
+        assert saved(runs, run, "fd_random")["value"] not in page.numbers["tables"]
 
 
 def test_what_is_no_run_is_named(page):
-    text = Tags(page).text
-    assert "begun: has no model yet" in text
-    assert "holiday <b>: no run there (no config.yaml)" in text
+    assert "begun: has no model yet" in page.text
+    assert "holiday <b>: no run there (no config.yaml)" in page.text
 
 
 def test_settings_are_shown(page):
-    text = " ".join(Tags(page).text.split())
-    assert "Tokenizer tok (20 steps on 10 frames). Generator gen (20 steps)." in text
-    for setting in ("4 for 32×32 pixels", "16 codes of dimension 4", "all 10 frames", "torch 1.2.3"):
-        assert setting in text
+    for setting in (
+        "Tokenizers sixty (20 steps on 10 frames), thirty (20 steps on 10 frames).",
+        "Generator gen (20 steps).",
+        "64 for 32×32 pixels",
+        "16 codes of dimension 4",
+        "all 10 frames",
+        "torch 2.0.0",
+    ):
+        assert setting in page.text
 
 
-def test_what_cannot_be_had_leaves_the_rest(runs, tmp_path, monkeypatch):
+def test_only_sections_with_content_are_there(page, runs, tmp_path):
+    everything = ["reconstructions", "generated", "tables", "figures", "questions", "fills", "training"]
+    assert sections_of(page) == [*everything, "metrics", "runs", "left-out"]
+    shutil.copytree(
+        runs / "sixty", tmp_path / "runs" / "sixty", ignore=shutil.ignore_patterns("eval", "*.jsonl")
+    )
+    run_script("report.py", "--runs", tmp_path / "runs", "--out", tmp_path, "--num-images", 0)
+    alone = sections_of(Tags((tmp_path / "index.html").read_text()))
+    assert not {"reconstructions", "generated", "fills", "training", "metrics"} & set(alone)
+    assert "runs" in alone
+
+
+def test_what_cannot_be_had_leaves_the_rest(runs, tmp_path):
     broken = shutil.copytree(runs, tmp_path / "runs")
-    (broken / "tok" / "eval" / "fd_random.json").unlink()
+    (broken / "sixty" / "eval" / "fd_random.json").unlink()
     (broken / "gen" / "eval" / "fd_random.json").write_text("{")
-    for run in ("tok", "gen"):
+    for run in ("sixty", "thirty", "gen"):
         path = broken / run / "config.yaml"
-        path.write_text(
-            path.read_text().replace(str(runs.parent / "frames"), "nowhere").replace(str(runs), "gone")
-        )
-    run_main(monkeypatch, "--runs", broken, "--out", tmp_path)
+        text = path.read_text().replace(str(runs.parent / "frames"), "nowhere")
+        path.write_text(text.replace(str(runs), "gone"))
+    run_script("report.py", "--runs", broken, "--out", tmp_path)
     text = Tags((tmp_path / "index.html").read_text()).text
     assert "reconstructions: nowhere/val/metadata.jsonl: no frames there" in text
-    assert f"images by {broken / 'gen'}: gone/tok: no such run" in text
-    assert "fd_random.json: not a result of evaluate.py" in text
-    assert "12.3457" in text and "is not FID" not in text
+    assert f"images by {broken / 'gen'}: gone/sixty: no such run" in text
+    assert f"{broken / 'gen' / 'eval' / 'fd_random.json'}: not a result of evaluate.py" in text
+    assert "12.3457" in text and "Not FID" not in text
 
 
-def test_no_run_is_one_line_of_error(tmp_path, monkeypatch, capsys):
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def test_tables_and_figures_are_files(page, report):
+    for number in range(1, 6):
+        assert f"Table {number}." in (report / "tables" / f"table_{number}.md").read_text()
+        assert "\\toprule" in (report / "tables" / f"table_{number}.tex").read_text()
+    names = {path.stem for path in (report / "figures").iterdir()}
+    assert {"figure_2", "figure_12", "representation_cka", "tokenizer_loss", "generator_accuracy"} <= names
+    for name in names:
+        assert name in page.text  # the page has them all
+        assert Image.open(report / "figures" / f"{name}.png").size[0] > 300
+        assert (report / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    left_over = [
+        path
+        for path in report.rglob("*")
+        if path.suffix not in (".html", ".md", ".csv", ".tex", ".png", ".pdf", "")
+    ]
+    assert left_over == []
+
+
+def test_pictures_are_inside_the_page(page):
+    pictures = [image for image in images_of(page) if image["src"].startswith("data:image/jpeg;base64,")]
+    for image in pictures:
+        file = io.BytesIO(base64.b64decode(image["src"].split(",", 1)[1]))
+        assert Image.open(file).convert("RGB").size == (32, 32)
+        assert image["alt"]
+    # 5 readable frames, each with its two reconstructions, and 16 generated images
+    assert len(pictures) == 3 * 5 + 16
+
+
+def test_nothing_is_loaded_from_elsewhere(page):
+    for tag, attributes in page.tags:
+        for name in ("src", "srcset", "href", "xlink:href", "data", "poster", "action"):
+            assert re.match(r"data:|#|$", attributes.get(name) or ""), (tag, attributes[name][:80])
+
+
+def test_a_report_that_fails_leaves_the_last_one(runs, tmp_path):
+    out = tmp_path / "report"
+    out.mkdir()
+    (out / "index.html").write_text("the last one")
+    (out / "tables").write_text("no folder")
+    printed = run_script("report.py", "--runs", runs, "--out", out, "--num-images", 0, fails=True)
+    assert printed.splitlines()[-1].startswith(f"error: {out / 'tables' / 'table_1.md'}: not writable")
+    assert (out / "index.html").read_text() == "the last one"
+
+
+def test_no_run_is_one_line_of_error(tmp_path):
     (tmp_path / "runs" / "empty").mkdir(parents=True)
     for folder in (tmp_path / "runs", tmp_path / "nowhere"):
-        with pytest.raises(SystemExit) as stopped:
-            run_main(monkeypatch, "--runs", folder, "--out", tmp_path / "report")
-        printed = capsys.readouterr()
-        assert stopped.value.code == 1 and printed.out == ""
-        assert printed.err.startswith(f"error: {folder}: no finished run there")
-        assert printed.err.count("\n") == 1
+        printed = run_script("report.py", "--runs", folder, "--out", tmp_path / "report", fails=True)
+        assert printed.startswith(f"error: {folder}: no finished run there")
+        assert printed.count("\n") == 1
     assert not (tmp_path / "report").exists()
 
 
-@pytest.mark.skipif(BROWSER is None, reason="neither chromium nor google-chrome is installed")
-@pytest.mark.parametrize("width", [390, 1280])
-def test_in_a_browser_nothing_sticks_out_or_fails(page, tmp_path, width):
-    # In a frame, because a browser's window has a least width that is wider than a phone.
-    (tmp_path / "frame.html").write_text(
-        f'<iframe style="width: {width}px; height: 800px; border: 0" srcdoc="{html.escape(page)}"></iframe>'
-        "<script>onload = () => {"
-        "  const root = frames[0].document.documentElement;"
-        "  const broken = [...frames[0].document.images].filter(image => !image.naturalWidth).length;"
-        "  document.body.innerHTML = `width ${root.scrollWidth} broken ${broken}`;"
-        "}</script>"
-    )
-    done = subprocess.run(
-        [
-            *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-quic"),
-            *(f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900", "--hide-scrollbars"),
-            *("--enable-logging=stderr", "--dump-dom", (tmp_path / "frame.html").as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert f"width {width} broken 0" in done.stdout
-    assert ":CONSOLE" not in done.stderr
+# --- in a browser -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, driven over its DevTools."""
+    if BROWSER is None:
+        pytest.skip("neither chromium nor google-chrome is installed")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+
+
+@pytest.fixture(scope="module")
+def window(browser, report):
+    """The page in a window. At the end nothing may have gone wrong, or have been asked of another place."""
+    address = (report / "index.html").as_uri()
+    troubles, requests = [], []
+    window = browser.new_page(viewport={"width": 1100, "height": 900}, color_scheme="light")
+    window.set_default_timeout(10_000)
+    window.on("console", lambda message: troubles.append(message.text))
+    window.on("pageerror", lambda error: troubles.append(str(error)))
+    window.on("request", lambda request: requests.append(request.url))
+    window.goto(address)
+    yield window
+    assert troubles == []
+    assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
+
+
+def source(image):
+    return image.get_attribute("src")
+
+
+def test_every_image_loads_and_every_chart_is_drawn(window):
+    assert window.evaluate("[...document.images].every(image => image.naturalWidth)")
+    charts = window.locator(".plotly-graph-div")
+    assert charts.count() > 3
+    assert window.locator(".plotly-graph-div:has(.main-svg .trace)").count() == charts.count()
+
+
+def test_the_slider_uncovers_the_input(window):
+    stage, slider = window.locator(".stage"), window.locator(".stage input")
+    box = stage.bounding_box()
+
+    def pixels():
+        shot = np.asarray(Image.open(io.BytesIO(stage.screenshot())).convert("RGB"), dtype=int)
+        return shot[: len(shot) // 3]  # above the handle and the labels
+
+    def pull_to(share):
+        window.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
+        window.mouse.down()
+        window.mouse.move(box["x"] + share * box["width"], box["y"] + 20, steps=4)
+        window.mouse.up()
+        return pixels()
+
+    half = pixels()
+    restored, mixed, inputs = pull_to(0), pull_to(0.25), pull_to(1)
+    assert np.abs(inputs - restored).mean() > 20
+    edge, width = 12, half.shape[1]  # the line and its shadow
+    for shot, share in ((half, 0.5), (mixed, 0.25)):
+        place = round(share * width)
+        assert np.abs(shot - inputs)[:, edge : place - edge].mean() < 1
+        assert np.abs(shot - restored)[:, place + edge : width - edge].mean() < 1
+
+    before = float(slider.input_value())
+    slider.focus()
+    window.keyboard.press("ArrowLeft")
+    assert float(slider.input_value()) < before
+
+
+def test_the_slider_shows_the_chosen_tokenizer_and_frame(window):
+    for system in ("TiTok-32 (thirty)", "TiTok-64 (sixty)"):
+        window.get_by_text(system).first.click()
+        for frame in (3, 1):
+            window.locator(".frames label").nth(frame).click()
+            for side, name in (("input", "input"), ("restored", system)):
+                wanted = window.locator(f".shot[data-system='{name}'] img").nth(frame)
+                assert source(window.locator(f".stage .{side} img")) == source(wanted)
+            assert window.locator(".stage .right").inner_text() == system
+
+
+def test_a_picture_opens_large_beside_its_input(window):
+    opened, shots = window.locator("dialog img"), window.locator(".comparison").nth(1).locator(".shot")
+    assert opened.count() == 0
+    shots.nth(2).click()
+    images = [shots.nth(place).locator("img") for place in range(3)]
+    assert [source(image) for image in opened.all()] == [source(images[0]), source(images[2])]
+    assert all(image.bounding_box()["width"] >= 256 for image in opened.all())
+    window.keyboard.press("ArrowLeft")
+    assert source(opened.nth(1)) == source(images[1])
+    window.keyboard.press("Escape")
+    assert not window.locator("dialog").is_visible()
+
+    window.locator(".generated .shot").first.click()  # has no input
+    assert [image.is_visible() for image in opened.all()].count(True) == 1
+    window.get_by_role("button", name="close").click()
+    assert not window.locator("dialog").is_visible()
+
+
+def test_charts_have_the_numbers_of_the_files(window, runs):
+    drawn = window.evaluate("document.querySelector('#chart-figure_1').data.map(({ x, y }) => [x, y])")
+    points = [point for x, y in drawn for point in zip(x, y)]
+    assert (32, saved(runs, "thirty", "rfid")["value"]) in points
+    assert (32, 149.67) in points  # the study's
+
+
+def test_a_point_says_its_run(window):
+    chart = window.locator("#chart-generator_accuracy")
+    point = chart.locator(".scatterlayer .point").last
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    window.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    chart.locator(".hovertext").wait_for()
+    assert "gen" in chart.locator(".hovertext").text_content()
+    assert "step 20" in chart.locator(".hovertext").text_content()
+
+
+def test_an_empty_cell_shows_what_fills_it(window):
+    table = window.locator("details", has_text="Table 1. Baseline")
+    table.locator("summary").click()
+    table.get_by_role("button", name="how").first.click()
+    assert "train_tokenizer.py --config configs/vqgan.yaml" in table.locator(":popover-open").inner_text()
+    window.keyboard.press("Escape")
+
+
+def test_nothing_sticks_out(window):
+    window.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    for width in (320, 390, 768, 1920):
+        window.set_viewport_size({"width": width, "height": 900})
+        window.wait_for_function(
+            f"document.documentElement.scrollWidth == {width}"
+        )  # charts follow a bit later
+
+
+def test_light_and_dark(window):
+    def lightness(locator, property):
+        style = f"element => getComputedStyle(element).{property}"
+        return np.mean(
+            [int(each) for each in re.findall(r"\d+", window.locator(locator).first.evaluate(style))[:3]]
+        )
+
+    for scheme, is_dark in (("light", False), ("dark", True), ("light", False)):
+        window.emulate_media(color_scheme=scheme)
+        assert (lightness("body", "backgroundColor") < 64) == is_dark
+        for text, property in (("h1", "color"), ("td", "color"), (".xtitle", "fill")):
+            assert (lightness(text, property) > 160) == is_dark

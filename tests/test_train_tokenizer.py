@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from models import load_tokenizer
-from tests.conftest import ROOT, TINY_TOKENIZER, command, run_script
+from tests.conftest import ROOT, TINY_TOKENIZER, command, make_frames, run_script
+from training.analysis import list_analyses, read_analysis
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +70,34 @@ def test_writes_what_the_design_says(workplace):
     assert {"val/psnr", "val/reconstruction", "val/codebook_usage", "val/perplexity"} <= logged[-1].keys()
     assert "train/discriminator" not in logged[0] and "train/discriminator" in logged[1]
     assert [line["train/learning_rate"] for line in logged[:4]] == pytest.approx([5e-5, 1e-4, 1e-4, 1e-4])
-    analysis = np.load(run / "analysis" / "step_00000004.npz")
-    assert analysis["counts"].sum() == 7 * 8  # 7 validation frames of 8 tokens
-    assert analysis["latents"].shape == (56, 8) and analysis["codebook"].shape == (64, 8)
     tokenizer = load_tokenizer(run)
     codes = tokenizer.encode(torch.rand(2, 3, 32, 32))
     assert tokenizer.decode(codes).shape == (2, 3, 32, 32)
     ema = load_file(run / "checkpoints" / "step_00000004" / "ema.safetensors")
     assert all(torch.equal(value, ema[key]) for key, value in tokenizer.state_dict().items())
+
+
+def test_analyses_come_at_log_spaced_steps_and_validations(workplace):
+    train(workplace, "analysed", "training.max_steps=11", "training.checkpoint_every=100")
+    files = list_analyses(workplace / "runs" / "analysed")
+    assert list(files) == [1, 2, 4, 5, 8, 10, 11]
+    for file in files.values():
+        analysis = read_analysis(file)
+        assert np.load(file)["frames"] == 7 and analysis.counts.sum() == 7 * 8  # of 8 tokens each
+        assert analysis.latents.shape == (56, 8) and analysis.codebook.shape == (64, 8)
+        assert np.array_equal(np.bincount(analysis.codes, minlength=64), analysis.counts)
+        assert np.linalg.norm(analysis.latents, axis=1) == pytest.approx(1, abs=2e-3)
+    last = workplace / "runs" / "analysed" / "model"
+    codebook = load_tokenizer(last).quantizer.codes_as_used().detach().numpy()
+    assert analysis.codebook == pytest.approx(codebook, abs=1e-3)
+
+
+def test_analyses_between_validations_are_of_a_bounded_number_of_frames(workplace, tmp_path):
+    frames = make_frames(tmp_path, train=8, val=520)
+    train(workplace, "many", f"data.frames={frames}", "training.max_steps=2")
+    first, last = map(np.load, list_analyses(workplace / "runs" / "many").values())
+    assert (first["frames"], last["frames"]) == (512, 520)
+    assert (first["counts"].sum(), last["counts"].sum()) == (512 * 8, 520 * 8)
 
 
 def test_accumulated_parts_are_one_big_batch(workplace):
@@ -89,6 +110,9 @@ def test_accumulated_parts_are_one_big_batch(workplace):
 def test_two_processes_are_one(workplace):
     train(workplace, "two", processes=2)
     assert_same_training(workplace, "whole", "two")
+    one, two = (read_analysis(list_analyses(workplace / "runs" / name)[1]) for name in ("whole", "two"))
+    assert two.counts.sum() == 7 * 8
+    assert two.latents == pytest.approx(one.latents, abs=0.02)  # the same frames in the same order
 
 
 def test_interrupted_is_uninterrupted(workplace):
@@ -103,6 +127,10 @@ def test_interrupted_is_uninterrupted(workplace):
     assert [line["train/loss"] for line in kept] == [
         line["train/loss"] for line in metrics(workplace, "whole") if "train/loss" in line
     ]
+    whole, resumed = (list_analyses(workplace / "runs" / name) for name in ("whole", "resumed"))
+    assert list(whole) == list(resumed) == [1, 2, 4]
+    for step, file in whole.items():
+        assert all(map(np.array_equal, read_analysis(file), read_analysis(resumed[step]))), step
     assert "is finished" in train(workplace, "resumed")
 
 

@@ -1,0 +1,86 @@
+"""What training takes: a config's steps, images and FLOPs, and hours at a rate."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmark.made import changed, for_speed
+from benchmark.steps import count_generator, count_tokenizer, tokenizer_beside
+from errors import UserError
+from training.config import GeneratorConfig, Section, TokenizerConfig, load_config
+from training.run import Run
+
+
+class Rate(NamedTuple):
+    """How fast a device trains a kind of network."""
+
+    flops: float  # a second: the rate of its matrix products times the MFU
+    source: str
+
+
+def measured_rates(files: list[Path]) -> dict[str, Rate]:
+    """Rates by the kind of network, from files that bench.py wrote. Raises UserError on another file."""
+    rates = {}
+    for file in files:
+        try:
+            for result in json.loads(file.read_text()).values():
+                for row in result.get("rows", ()):
+                    if "kind" in row:
+                        flops = result["matrix_flops"][row["precision"]] * row["mfu"]
+                        rates[row["kind"]] = Rate(flops, f"measured: {row['config']} on {result['device']}")
+        except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+            raise UserError(f"{file}: not a file that bench.py wrote with --json ({error})") from error
+    return rates
+
+
+class Costs:
+    """Costs of configs. Networks alike are counted once."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder  # for the runs whose steps are counted
+        self.counted: dict[str, list[int]] = {}
+
+    def of_tokenizer(self, path: Path) -> dict:
+        """What training a tokenizer takes, the discriminator joining when the config says."""
+        config = load_config(path, TokenizerConfig)
+        run, images = self._run(path, config)
+        start, batch_size = config.losses.adversarial_start, config.training.global_batch_size
+        before = changed(run.config.losses, adversarial=0.0)
+        key = f"{run.config.model} {run.config.losses} {run.config.discriminator}"
+        if key not in self.counted:
+            self.counted[key] = count_tokenizer(run, before, run.config.losses)
+        alone, with_adversary = self.counted[key]
+        early = min(images, start * batch_size)
+        flops = early * alone + (images - early) * with_adversary
+        return self._cost(run, images, with_adversary, flops)
+
+    def of_generator(self, path: Path) -> dict:
+        """What training a generator takes, its tokens being there."""
+        config = load_config(path, GeneratorConfig)
+        run, images = self._run(path, config)
+        tokenizer = tokenizer_beside(path, config)
+        key = f"{config.model} {tokenizer.num_tokens} {tokenizer.codebook_size}"
+        if key not in self.counted:
+            self.counted[key] = [count_generator(run, tokenizer)]
+        (flops,) = self.counted[key]
+        return self._cost(run, images, flops, images * flops)
+
+    def _run(self, path: Path, config: Section) -> tuple[Run, int]:
+        """The config's run, for counting, and how many images its steps take."""
+        if config.data.train.count is None:
+            raise UserError(f"{path}: data.train.count says how many frames an epoch has; plan needs it")
+        run = Run(for_speed(config, self.folder))
+        run.plan(config.data.train.count, "counted only")
+        return run, run.last_step * config.training.global_batch_size
+
+    @staticmethod
+    def _cost(run: Run, images: int, flops_per_image: int, flops: int) -> dict:
+        config = run.config
+        return {
+            "config": config.run.name,
+            "kind": config.model.kind,
+            "steps": run.last_step,
+            "images": images,
+            "flops_per_image": flops_per_image,
+            "flops": flops,
+        }

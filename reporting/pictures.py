@@ -1,0 +1,104 @@
+"""Pictures: the same validation frames through every tokenizer, and what every generator makes."""
+
+from collections import defaultdict
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from data.frames import Frame, FrameDataset, list_frames, to_unit_range
+from errors import UserError
+from models.storage import load_tokenizer
+from reporting.runs import Run
+from reporting.study import label
+from training.finished import load_with_tokenizer
+
+BATCH = 16  # images at once
+
+
+class Pictures(NamedTuple):
+    """Images (N, 3, H, W) in [0, 1]."""
+
+    frames: list[Frame]  # of `images`, in their order
+    images: dict[str, Tensor]  # "input", then reconstructions by the tokenizer run's label
+    generated: dict[str, Tensor]  # by the generator run's label
+
+
+@torch.inference_mode()
+def make_pictures(
+    runs: list[Run], num_frames: int, num_generated: int, seed: int, device: torch.device
+) -> tuple[Pictures, list[str]]:
+    """Reconstruct `num_frames` validation frames with each tokenizer, and generate with each generator.
+
+    The input is at the largest size of any tokenizer. Also returns a line for all that could not be had:
+    frames that aren't there, and runs whose weights don't load.
+    """
+    missing: list[str] = []
+    tokenizers = [run for run in runs if not run.is_generator]
+    frames, images, generated = [], {}, {}
+    if tokenizers and num_frames > 0:
+        try:
+            folder, frames = choose_frames(tokenizers[-1], num_frames)
+            images = reconstruct(tokenizers, folder, frames, device, missing)
+        except UserError as error:
+            missing.append(f"reconstructions: {error}")
+    for run in runs:
+        if run.is_generator and num_generated:
+            try:
+                generated[label(run)] = generate(run, num_generated, seed, device)
+            except UserError as error:
+                missing.append(f"images by {run.folder}: {error}")
+    return Pictures(frames, images, generated), missing
+
+
+def choose_frames(run: Run, num: int) -> tuple[Path, list[Frame]]:
+    """`num` of a run's validation frames, or all if there are fewer, and the folder that they are in.
+
+    One of each video comes before a second of any; unreadable ones are passed over. Raises UserError where
+    there are none, or none can be read.
+    """
+    data = run.config.data
+    folder = Path(data.frames) / "val"
+    frames = list_frames(data.frames, "val", **data.val.model_dump())
+    videos = defaultdict(list)
+    for frame in frames:
+        videos[Path(frame.file_name).parent].append(frame)
+    in_turn = (frame for turn in zip_longest(*videos.values()) for frame in turn if frame)
+    readable = (frame for frame in in_turn if FrameDataset(folder, [frame], size=8)[0][0] is not None)
+    chosen = list(islice(readable, num))
+    if not chosen:
+        raise UserError(f"{folder}: none of its {len(frames)} frames can be read")
+    return folder, chosen
+
+
+def reconstruct(
+    tokenizers: list[Run], folder: Path, frames: list[Frame], device: torch.device, missing: list[str]
+) -> dict[str, Tensor]:
+    """The frames as "input" and by each tokenizer's label; one that doesn't load is named in `missing`."""
+    restored, inputs = {}, torch.empty(0, 3, 0, 0)
+    for run in tokenizers:
+        try:
+            tokenizer = load_tokenizer(run.folder).to(device)
+        except UserError as error:
+            missing.append(f"reconstructions by {run.folder}: {error}")
+            continue
+        dataset = FrameDataset(folder, frames, tokenizer.image_size)
+        images = torch.stack([dataset[index][0] for index in range(len(frames))])
+        parts = [to_unit_range(part, device) for part in images.split(BATCH)]
+        restored[label(run)] = torch.cat([tokenizer.decode(tokenizer.encode(part)).cpu() for part in parts])
+        if images.shape[-1] > inputs.shape[-1]:
+            inputs = to_unit_range(images, torch.device("cpu"))
+    return {"input": inputs} | restored if restored else {}
+
+
+def generate(run: Run, num: int, seed: int, device: torch.device) -> Tensor:
+    """A generator's first `num` images from all-mask, sampled as its config says."""
+    generator, tokenizer = (network.to(device) for network in load_with_tokenizer(run))
+    sampling = run.config.sampling.model_dump()
+    parts = []
+    for first in range(0, num, BATCH):
+        codes = generator.generate(num=min(BATCH, num - first), seed=seed, first_index=first, **sampling)
+        parts.append(tokenizer.decode(codes).cpu())
+    return torch.cat(parts)
