@@ -11,11 +11,9 @@ import json
 import math
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -47,7 +45,7 @@ from models.storage import build_tokenizer, save_model
 from study import CELLS
 from training.config import GeneratorConfig, Section, TokenizerConfig, load_config
 from training.run import Run
-from training.tokens import cached_tokens
+from training.tokens import TokenCache, cached_tokens
 
 ROOT = Path(__file__).parent
 CONFIGS = ROOT / "configs"
@@ -134,7 +132,7 @@ def start(arguments: argparse.Namespace, config_class: type[Section], folder: Pa
 def bench_tokenizer(arguments: argparse.Namespace, folder: Path) -> dict:
     """A training step with one loss after another, what its update takes, encode and decode."""
     run = start(arguments, TokenizerConfig, folder)
-    bench = Bench(run, arguments.repeats)
+    bench = Bench(run.device, arguments.repeats)
     steps = losses_one_by_one(run.config.losses)
     counted = count_tokenizer(run, *steps.values())
     networks = train_tokenizer.Networks(run)
@@ -142,7 +140,7 @@ def bench_tokenizer(arguments: argparse.Namespace, folder: Path) -> dict:
     batch_size = run.config.training.global_batch_size
     for (name, losses), flops in zip(steps.items(), counted):
         work = partial(tokenizer_step, run, networks, losses, batches)
-        row = bench.add(name, work, batch_size, flops, bench.training_precision)
+        row = bench.add(name, work, batch_size, flops, training_precision(run))
     row |= {"kind": run.config.model.kind, "config": run.config.run.name}  # what `plan` goes by
     seconds = [each["seconds"] for each in bench.rows]
     own = bench.add("of which the tokenizer's update and EMA", update(run, networks.tokenizer, networks.ema))
@@ -157,9 +155,19 @@ def bench_tokenizer(arguments: argparse.Namespace, folder: Path) -> dict:
     codes = tokenizer.encode(images[:1]).expand(size, -1)
     for name, code, inputs in (("encode", tokenizer.encode, images), ("decode", tokenizer.decode, codes)):
         flops = count_flops(partial(code, inputs[:1]))
-        for precision in bench.inference_precisions:
+        for precision in inference_precisions(run):
             bench.add(name, in_precision(precision, run, partial(code, inputs)), size, flops, precision)
     return {"tokenizer": {**bench.result(), "parts": parts}}
+
+
+def training_precision(run: Run) -> str:
+    """What the products of a training step are computed in."""
+    return "bfloat16" if run.accelerator.mixed_precision == "bf16" else "float32"
+
+
+def inference_precisions(run: Run) -> list[str]:
+    """float32, in which encoding and generating are done unless the caller says otherwise, and training's."""
+    return list(dict.fromkeys(["float32", training_precision(run)]))
 
 
 def in_precision(precision: str, run: Run, work: Callable[[], object]) -> Callable[[], None]:
@@ -175,14 +183,14 @@ def in_precision(precision: str, run: Run, work: Callable[[], object]) -> Callab
 def bench_generator(arguments: argparse.Namespace, folder: Path) -> dict:
     """A training step on made tokens, and generation in 8 steps under a condition, guided or not."""
     run = start(arguments, GeneratorConfig, folder, on_cpu=16)
-    bench = Bench(run, arguments.repeats)
+    bench = Bench(run.device, arguments.repeats)
     tokenizer = tokenizer_beside(arguments.config, run.config)
     flops = count_generator(run, tokenizer)
     networks = made_generator(run, tokenizer)
     batches = [token_batch(run, tokenizer, run.micro_batch_size)] * run.accumulation
     work = partial(train_maskgit.train_step, run, networks, batches, 1)
     batch_size = run.config.training.global_batch_size
-    row = bench.add("training step", work, batch_size, flops, bench.training_precision)
+    row = bench.add("training step", work, batch_size, flops, training_precision(run))
     row |= {"kind": run.config.model.kind, "config": run.config.run.name}
     bench.add("of which the generator's update and EMA", update(run, networks.generator, networks.ema))
 
@@ -193,7 +201,7 @@ def bench_generator(arguments: argparse.Namespace, folder: Path) -> dict:
     for name, guidance in (("generation in 8 steps", 1.0), ("generation in 8 steps, guided", 3.0)):
         generate = partial(generator.generate, conditions=night, steps=8, guidance=guidance)
         flops = count_flops(partial(generate, 1))
-        for precision in bench.inference_precisions:
+        for precision in inference_precisions(run):
             bench.add(name, in_precision(precision, run, partial(generate, size)), size, flops, precision)
     return {"generator": bench.result()}
 
@@ -201,7 +209,7 @@ def bench_generator(arguments: argparse.Namespace, folder: Path) -> dict:
 def bench_loading(arguments: argparse.Namespace, folder: Path) -> dict:
     """JPEGs from disk: loaded alone, into training steps, and into tokens."""
     run = start(arguments, TokenizerConfig, folder)
-    bench = Bench(run, arguments.repeats)
+    bench = Bench(run.device, arguments.repeats)
     data, size = run.config.data, run.config.model.image_size
     frames = write_frames(folder / "frames", arguments.images)
     listed = list_frames(frames, "train")
@@ -215,7 +223,7 @@ def bench_loading(arguments: argparse.Namespace, folder: Path) -> dict:
     networks = train_tokenizer.Networks(run)
     step = partial(tokenizer_step, run, networks, run.config.losses)
     in_memory = [noise_batch(run, run.micro_batch_size)] * run.accumulation
-    figures = (batch_size, flops, bench.training_precision)
+    figures = (batch_size, flops, training_precision(run))
     alone = bench.add("training step on images in memory", lambda: step(in_memory), *figures)
     # At first the loader is ahead by what it prefetches.
     warmup = 2 + math.ceil(run.loader_workers * (loader.prefetch_factor or 0) / run.accumulation)
@@ -229,8 +237,8 @@ def bench_loading(arguments: argparse.Namespace, folder: Path) -> dict:
 
     def tokens() -> None:
         shutil.rmtree(folder / "tokens", ignore_errors=True)
-        inputs = (run.accelerator, run.folder, frames / "train", listed, folder / "tokens")
-        cached_tokens(*inputs, arguments.inference_batch_size, run.loader_workers)
+        cache = TokenCache(run.folder, frames / "train", listed, folder / "tokens")
+        cached_tokens(run.accelerator, cache, arguments.inference_batch_size, run.loader_workers)
 
     bench.add(f"{source}: pre-tokenization", tokens, len(listed), flops, warmup=1)
     return {"loading": bench.result()}
@@ -244,7 +252,7 @@ def one_image(run: Run) -> torch.Tensor:
 def bench_rfid(arguments: argparse.Namespace, folder: Path) -> dict:
     """evaluate.py --rfid on random features, from its start to its end."""
     run = start(arguments, TokenizerConfig, folder)
-    bench = Bench(run, arguments.repeats)
+    bench = Bench(run.device, arguments.repeats)
     frames = write_frames(folder / "frames", arguments.images)
     tokenizer = build_tokenizer(run.config.model.architecture()).to(run.device)
     save_model(tokenizer, run.folder / "model", step="0")
@@ -283,39 +291,34 @@ def bench_extract(arguments: argparse.Namespace, folder: Path) -> dict:
     Both in one process with one decoder thread, the file in the system's cache. Of a whole number of seconds
     the two frames that --frames-per-video 2 takes are often key frames: two half-way between are timed, too.
     """
-    times = {"two_frames_s": [], "two_frames_between_keys_s": [], "whole_clip_s": []}
     path = folder / "clip.mov"
     write_road_clip(path, arguments.seconds)
-    for _ in range(arguments.repeats):
-        for name, shift in (("two_frames_s", 0), ("two_frames_between_keys_s", 15)):
-            start = time.perf_counter()
-            with Clip(path) as clip:
-                list(clip.frames(index // 30 * 30 + shift for index in clip.spread(2)))
-            times[name].append(time.perf_counter() - start)
-        start = time.perf_counter()
+
+    def two_frames(shift: int) -> None:
+        with Clip(path) as clip:
+            list(clip.frames(index // 30 * 30 + shift for index in clip.spread(2)))
+
+    def whole_clip() -> int:
         with av.open(path) as container:
             container.streams.video[0].codec_context.thread_count = 1
-            count = sum(1 for _ in container.decode(video=0))
-        times["whole_clip_s"].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+            return sum(1 for _ in container.decode(video=0))
+
+    bench, count = Bench(torch.device("cpu"), arguments.repeats), whole_clip()
     megabytes = path.stat().st_size / 1e6
-    size = f"{arguments.seconds} s, {megabytes:.1f} MB"
-    figures = {
-        "clip": f"{size}: 1280x720, 30 fps, H.264, B-frames, a GOP a second",
-        "frames": count,
-        "repeats": arguments.repeats,
-        "cpus": os.cpu_count(),
-        **{name: round(value, 4) for name, value in medians.items()},
-        "ratio": round(medians["whole_clip_s"] / medians["two_frames_s"], 1),
-        "ratio_between_keys": round(medians["whole_clip_s"] / medians["two_frames_between_keys_s"], 1),
-    }
-    for name, value in figures.items():
-        print(f"{name}: {value}")
-    return {"extract": figures}
+    print(f"{arguments.seconds} s of 1280x720, {megabytes:.1f} MB, H.264, B-frames, a GOP a second")
+    whole = bench.add("decoding the whole clip", whole_clip, count, warmup=0)["seconds"]
+    ratios = {}
+    for part, shift in (("two frames", 0), ("two frames half-way between key frames", 15)):
+        ratios[part] = whole / bench.add(part, partial(two_frames, shift), 2)["seconds"]
+        print(f"  {ratios[part]:.1f} times faster than the whole clip")
+    return {"extract": {**bench.result(), "times_faster": ratios}}
 
 
 def plan(arguments: argparse.Namespace, folder: Path) -> dict:
-    """What training each cell takes; hours are FLOPs / (devices × matrix rate × MFU)."""
+    """What training each cell takes. Hours are FLOPs / (devices × matrix rate × MFU).
+
+    Memory is a GPU's, in bfloat16 and at the largest part of the batch that the config lets a device have.
+    """
     assumed = Rate(None, "not measured")
     if arguments.mfu:
         flops = arguments.matrix_rate * 1e12 * arguments.mfu
@@ -328,19 +331,22 @@ def plan(arguments: argparse.Namespace, folder: Path) -> dict:
         tokenizers = [path for path in cells if path not in generators]
     paths = [(costs.of_tokenizer, path) for path in tokenizers]
     paths += [(costs.of_generator, path) for path in generators]
-    header = f"{'config':<30} {'steps':>8} {'images':>11} {'GFLOP/image':>12} {'EFLOP':>8}"
-    lines, cells = [f"{header} {'hours':>8}  on {arguments.devices} devices"], []
+    header = (
+        f"{'config':<30} {'steps':>8} {'images':>11} {'GFLOP/image':>12} {'EFLOP':>8} {'GB at batch':>14}"
+    )
+    print(f"{header} {'hours':>8}  on {arguments.devices} devices")
+    cells = []
     for cost, path in paths:
         cell = cost(path)
         rate, source = rates.get(cell["kind"], assumed)
         hours = rate and cell["flops"] / (arguments.devices * rate) / 3600
         cells.append({**cell, "devices": arguments.devices, "hours": hours, "rate": source})
-        lines.append(
+        print(
             f"{cell['config']:<30} {cell['steps']:>8,} {cell['images']:>11,} "
             f"{cell['flops_per_image'] / 1e9:>12.1f} {cell['flops'] / 1e18:>8.3f} "
+            f"{cell['memory'] / 1e9:>6.1f} at {cell['device_batch']:>4} "
             f"{'–' if hours is None else format(hours, '.1f'):>8}  {source}"
         )
-    print("\n".join(lines))
     return {"plan": cells}
 
 

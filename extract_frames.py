@@ -31,6 +31,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.bdd100k import ATTRIBUTES, read_labels
+from data.shards import parse_shard
 from data.video import Clip
 from errors import UserError, command
 
@@ -118,12 +119,6 @@ def parse_arguments() -> argparse.Namespace:
     def times(text):
         return "times", sorted({at_least(0, Fraction)(time) for time in text.split(",")})
 
-    def shard(text):
-        index, count = map(int, text.split("/"))
-        if not 0 <= index < count:
-            raise argparse.ArgumentTypeError(f"shards of {count} count from 0/{count} to {count - 1}/{count}")
-        return index, count
-
     def values(text):
         return text.split(",")
 
@@ -143,7 +138,7 @@ def parse_arguments() -> argparse.Namespace:
     for name in ATTRIBUTES:
         add(f"--{name}", type=values, action="extend", help="only clips so labelled; several: a,b")
     add("--limit", type=at_least(1), help="only so many clips, the same ones on every machine")
-    add("--shard", type=shard, default=(0, 1), metavar="i/n", help="a part of the clips, 0/n to n-1/n")
+    add("--shard", type=parse_shard, default=(0, 1), metavar="i/n", help="a part of the clips, 0/n to n-1/n")
     add("--val-fraction", type=at_least(0, float), help="split by video, and put so much in val")
     add("--workers", type=at_least(1), default=CPUS, help=f"processes (default: one a CPU, here {CPUS})")
     add("--strict", action="store_true", help="stop at the first clip that cannot be read")

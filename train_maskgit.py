@@ -1,7 +1,5 @@
 """Train MaskGIT on tokens: accelerate launch train_maskgit.py --config configs/maskgit_mae_64.yaml"""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from accelerate.utils import set_seed
@@ -10,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 
-from data.frames import Draw, frames_fingerprint, leave_signals_to_parent, list_frames
+from data.frames import Draw, frames_fingerprint, leave_signals_to_parent
 from errors import command
 from models.maskgit import MaskGIT, masked_token_loss
 from models.sampling import check_order
@@ -26,6 +24,7 @@ from training.tokens import (
     condition_array,
     condition_values,
     labels_fingerprint,
+    token_caches,
 )
 
 SAMPLE_IMAGES = 16  # in a grid under samples/
@@ -41,20 +40,13 @@ def main() -> None:
     tokenizer = load_tokenizer(config.tokenizer)
     tokenizer_sha256 = fingerprint(config.tokenizer)
     check_order(config.sampling.order, tokenizer, config.tokenizer)
-    train_frames = list_frames(data.frames, "train", **data.train.model_dump())
-    val_frames = list_frames(data.frames, "val", **data.val.model_dump())
-    condition_values(train_frames, model.conditions)  # refuses a bad config before the hours of tokens
+    caches = token_caches(config)
+    condition_values(
+        caches["train"].frames, model.conditions
+    )  # refuses a bad config before the hours of tokens
     (train_tokens, train_frames), (val_tokens, val_frames) = (
-        cached_tokens(
-            run.accelerator,
-            config.tokenizer,
-            Path(data.frames) / split,
-            frames,
-            data.tokens,
-            config.training.device_batch_size,
-            run.loader_workers,
-        )
-        for split, frames in (("train", train_frames), ("val", val_frames))
+        cached_tokens(run.accelerator, cache, config.training.device_batch_size, run.loader_workers)
+        for cache in caches.values()
     )
     conditions = condition_values(train_frames, model.conditions)
     train_conditions, val_conditions = (
@@ -126,7 +118,9 @@ class Networks:
 def train_step(run: Run, networks: Networks, micro_batches: list[TokenBatch], step: int) -> None:
     """One update of the generator and of its EMA."""
     model, generator = run.config.model, networks.generator
-    parts = [TokenBatch(*(field.to(run.device) for field in batch)) for batch in micro_batches]
+    parts = [
+        TokenBatch(*(field.to(run.device, non_blocking=True) for field in batch)) for batch in micro_batches
+    ]
     # Means over all tokens of the step's batch, however it is split.
     weights = [torch.where(batch.mask, 1.0, model.unmasked_weight) for batch in parts]
     sums = torch.stack([sum(map(torch.sum, weights)), sum(batch.mask.sum() for batch in parts)])

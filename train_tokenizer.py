@@ -33,6 +33,7 @@ from training.analysis import ANALYSIS_FRAMES, CodebookAnalysis, is_log_spaced
 from training.config import LossSection, TiTokSection, TokenizerConfig, VQGANSection, parse_arguments
 from training.optimizer import build_optimizer, frozen
 from training.run import Run
+from training.speed import compile_network
 
 SAMPLE_IMAGES = 8  # in a grid under samples/
 
@@ -106,6 +107,9 @@ class Networks:
         off = [name for name in ("lpips", "convnext", "adversarial", "entropy") if not getattr(losses, name)]
         if off:
             run.say(f"losses: off by config: {', '.join(off)}")
+        if config.training.compile:
+            for network in self.perceptual.values():
+                compile_network(network)
         optimizers = [
             build_optimizer(self.tokenizer, config.training, pretrained, config.training.pretrained_rate),
             build_optimizer(self.discriminator, config.training),

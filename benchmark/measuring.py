@@ -6,16 +6,21 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.run import Run
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own notes would stand in the table
 
 # (m, k, n) of the products (m, k) @ (k, n), the fastest of which is the device's rate: square ones, and those
 # of a ViT-B's MLP on 128 or 4 images of 321 tokens.
@@ -23,20 +28,24 @@ MATRICES = {
     "cuda": ((8192, 8192, 8192), (16384, 4096, 4096), (41088, 768, 3072), (41088, 3072, 768)),
     "cpu": ((2048, 2048, 2048), (1284, 768, 3072), (1284, 3072, 768)),
 }
+# What operations are of, by parts of their names; attention first, which has names of both others.
+KINDS = {
+    "attention": ("attention",),
+    "matrix products": ("mm", "linear"),
+    "convolutions": ("conv",),
+}
+NAMED = 3  # operations of no kind that are named, those that take longest
 
 
 class Bench:
-    """Times pieces of work on a run's device; `rows` has the figures of each."""
+    """Times pieces of work on a device; `rows` has the figures of each."""
 
-    def __init__(self, run: Run, repeats: int):
-        self.device = run.device
+    def __init__(self, device: torch.device, repeats: int):
+        self.device = device
         self.repeats = repeats
         self.rows: list[dict] = []
-        self.matrix_flops: dict[str, float] = {}  # a second, by precision
-        bf16 = run.accelerator.mixed_precision == "bf16"
-        self.training_precision = "bfloat16" if bf16 else "float32"
-        # float32 is what encoding and generating are done in unless the caller says otherwise
-        self.inference_precisions = ["float32", "bfloat16"] if bf16 else ["float32"]
+        self._fastest: dict[str, Callable[[], object]] = {}  # product of matrices, by precision
+        self._fastest_flops: dict[str, int] = {}
 
     def add(
         self,
@@ -50,12 +59,19 @@ class Bench:
     ) -> dict:
         """Time `work`, which takes `images` images, print its line, and return it.
 
-        child: the work is another process's, whose memory is known on a CPU only.
+        The device's rate of matrix products is measured before and after each repeat, so that MFU, the median
+        of the repeats' own, holds where the machine's speed drifts. child: the work is another process's,
+        whose memory is known on a CPU only.
         """
         for _ in range(warmup):
             work()
         self._reset_peak_memory()
-        seconds = statistics.median(self.seconds(work) for _ in range(self.repeats))
+        times, rates = [], []
+        for _ in range(self.repeats):
+            if flops_per_image:
+                rates.append(self.matrix_rate(precision))
+            times.append(self.seconds(work))
+        seconds = statistics.median(times)
         row = {
             "part": part,
             "precision": precision,
@@ -64,13 +80,18 @@ class Bench:
             "images_per_second": images and images / seconds,
             "peak_memory_gb": self._peak_memory(child),
             "flops_per_image": flops_per_image,
+            "matrix_flops": None,  # a second
             "mfu": None,
-            "launch_gaps": None,
+            "shares": None,
         }
         if flops_per_image:
-            row["mfu"] = images * flops_per_image / seconds / self.matrix_rate(precision)
-        if self.device.type == "cuda" and not child:
-            row["launch_gaps"] = self._launch_gaps(work, seconds)
+            rates.append(self.matrix_rate(precision))
+            row["matrix_flops"] = statistics.median(rates)
+            possible = [
+                each * statistics.fmean(around) for each, around in zip(times, pairwise(rates))
+            ]  # FLOPs
+            row["mfu"] = images * flops_per_image / statistics.median(possible)
+            row["shares"] = None if child else self._shares(work)
         self.rows.append(row)
         print(format_row(row))
         return row
@@ -84,16 +105,21 @@ class Bench:
         return time.perf_counter() - start
 
     def matrix_rate(self, precision: str) -> float:
-        """FLOP/s of the device's fastest product of large matrices, measured once."""
-        if precision not in self.matrix_flops:
-            rates = []
+        """FLOP/s, now, of the fastest of MATRICES, the best of three."""
+        if precision not in self._fastest:
+            products = {}
             for m, k, n in MATRICES[self.device.type]:
                 options = {"device": self.device, "dtype": getattr(torch, precision)}
-                multiply = partial(torch.matmul, torch.randn(m, k, **options), torch.randn(k, n, **options))
-                rates.append(2 * m * k * n / min(self.seconds(multiply) for _ in range(1 + self.repeats)))
-            self.matrix_flops[precision] = max(rates)
-            print(f"matrix products in {precision}: {max(rates) / 1e12:.4g} TFLOP/s")
-        return self.matrix_flops[precision]
+                product = partial(torch.matmul, torch.randn(m, k, **options), torch.randn(k, n, **options))
+                products[product] = 2 * m * k * n
+            rates = {
+                product: flops / min(self.seconds(product) for _ in range(1 + self.repeats))
+                for product, flops in products.items()
+            }
+            self._fastest[precision] = max(rates, key=rates.get)
+            self._fastest_flops[precision] = products[self._fastest[precision]]
+        product = self._fastest[precision]
+        return self._fastest_flops[precision] / min(self.seconds(product) for _ in range(3))
 
     def result(self) -> dict:
         """All that was measured, and on what."""
@@ -104,7 +130,7 @@ class Bench:
             names = [line.partition(": ")[2].strip() for line in lines if line.startswith("model name")]
             device = f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
         machine = {"device": device, "cpus": os.cpu_count(), "torch": torch.__version__}
-        return {**machine, "repeats": self.repeats, "matrix_flops": self.matrix_flops, "rows": self.rows}
+        return {**machine, "repeats": self.repeats, "rows": self.rows}
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -125,20 +151,48 @@ class Bench:
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(status["VmHWM"].split()[0]) * 1024 / 1e9
 
-    def _launch_gaps(self, work: Callable[[], object], seconds: float) -> float:
-        """The share of `seconds` in which the device has nothing to do."""
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-            self.seconds(work)
-        on_device = [
-            (event.time_range.start, event.time_range.end)
-            for event in profiler.events()
-            if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
-        ]
-        busy, until = 0.0, -math.inf  # microseconds
-        for start, end in sorted(on_device):
-            busy += max(0.0, end - max(start, until))
-            until = max(until, end)
-        return max(0.0, 1 - busy / 1e6 / seconds)
+    def _shares(self, work: Callable[[], object]) -> dict[str, float]:
+        """The shares of the time that KINDS, the longest other operations, the rest and gaps take.
+
+        In a gap the GPU has nothing to do; on a CPU, no operation is under way.
+        """
+        on_gpu = self.device.type == "cuda"
+        activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
+        with profile(activities=activities) as profiler:
+            profiled = self.seconds(work) * 1e6  # microseconds, as all below
+        operations = Counter()
+        for event in profiler.key_averages():
+            if event.device_type == DeviceType.CPU:
+                name = event.key.removeprefix("aten::").strip("_")
+                operations[name] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        if on_gpu:
+            # Kernels take as long as without the profiler; what is between them doesn't.
+            whole, busy = self.seconds(work) * 1e6, _busy(profiler)
+        else:
+            whole, busy = profiled, sum(operations.values())
+        times = dict.fromkeys(KINDS, 0.0)
+        for name in list(operations):
+            kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), None)
+            if kind:
+                times[kind] += operations.pop(name)
+        times |= dict(operations.most_common(NAMED))
+        times["rest"] = max(0.0, busy - sum(times.values()))
+        times["gaps"] = max(0.0, whole - busy)
+        return {name: value / whole for name, value in times.items() if value > 0}
+
+
+def _busy(profiler: profile) -> float:
+    """Microseconds in which the GPU has something to do."""
+    on_device = [
+        (event.time_range.start, event.time_range.end)
+        for event in profiler.events()
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    ]
+    busy, until = 0.0, -math.inf
+    for start, end in sorted(on_device):
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return busy
 
 
 def count_flops(work: Callable[[], object]) -> int:
@@ -152,17 +206,58 @@ def count_flops(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+class KeptForGradient(saved_tensors_hooks):
+    """Inside, `peak` becomes the most bytes that autograd keeps at one time, each storage counted once.
+
+    but: tensors that are there anyhow, weights say, as they are under the fake mode where there is one.
+    """
+
+    def __init__(self, but: Iterable[Tensor]):
+        self.now = self.peak = 0
+        self._held = Counter(tensor.untyped_storage()._cdata for tensor in but)
+        super().__init__(partial(_Kept, self), lambda kept: kept.tensor)
+
+    def keep(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage, unless it is being kept."""
+        self._held[storage._cdata] += 1
+        if self._held[storage._cdata] == 1:
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+
+    def let_go(self, storage: torch.UntypedStorage) -> None:
+        """Take back one `keep`."""
+        self._held[storage._cdata] -= 1
+        if self._held[storage._cdata] == 0:
+            self.now -= storage.nbytes()
+
+
+class _Kept:
+    """A tensor that autograd keeps for as long as this object lives."""
+
+    def __init__(self, counter: KeptForGradient, tensor: Tensor):
+        self.counter = counter
+        self.tensor = tensor.detach()  # or a tensor that its own graph keeps would keep its graph
+        counter.keep(tensor.untyped_storage())
+
+    def __del__(self):
+        self.counter.let_go(self.tensor.untyped_storage())
+
+
 def format_row(row: dict) -> str:
-    """A line of the table; – stands for what doesn't apply."""
+    """A line of the table, – standing for what doesn't apply, and one of where its time goes."""
 
     def cell(value: float | None, form: str, width: int) -> str:
         return f"{'–' if value is None else format(value, form):>{width}}"
 
     flops = row["flops_per_image"] and row["flops_per_image"] / 1e9
+    rate = row["matrix_flops"] and row["matrix_flops"] / 1e12
     cells = (
         f"{row['part']:<82} {row['precision']:<8}",
         f"{cell(row['images_per_second'], '.2f', 9)} images/s {row['seconds']:9.4f} s",
         f"{cell(row['peak_memory_gb'], '.2f', 6)} GB {cell(flops, '.2f', 8)} GFLOP/image",
-        f"{cell(row['mfu'], '.1%', 6)} MFU {cell(row['launch_gaps'], '.1%', 6)} gaps",
+        f"{cell(row['mfu'], '.1%', 6)} MFU of {cell(rate, '.4g', 6)} TFLOP/s",
     )
-    return " ".join(cells)
+    line = " ".join(cells)
+    if row["shares"]:
+        line += "\n  " + ", ".join(f"{name} {share:.1%}" for name, share in row["shares"].items())
+    return line

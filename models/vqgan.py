@@ -1,5 +1,6 @@
 """VQGAN: an image as a grid of discrete tokens, by convolutions (arXiv 2012.09841)."""
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ class VQGAN(Tokenizer):
         self.to_tokens = nn.Conv2d(LATENT_CHANNELS, token_size, kernel_size=1)
         self.from_tokens = nn.Conv2d(token_size, LATENT_CHANNELS, kernel_size=1)
         self.decoder = conv_decoder(widths, blocks)
+        self.to(memory_format=torch.channels_last)  # convolutions are faster so
 
     def to_latents(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to latents (B, K, token_size), the grid's rows one after another."""

@@ -6,6 +6,7 @@ import re
 import subprocess
 
 import pytest
+import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import (
     DeepSpeedPlugin,
@@ -14,7 +15,12 @@ from accelerate.utils import (
     prepare_multi_gpu_env,
 )
 
+from benchmark.made import for_speed
+from benchmark.measuring import KeptForGradient
+from benchmark.steps import count_tokenizer_memory
 from tests.conftest import ROOT, run_script
+from training.config import TokenizerConfig, load_config
+from training.run import Run
 
 TOKENIZER = """
 data: {frames: nowhere, workers: 0, train: {count: 100}}
@@ -120,18 +126,24 @@ def test_flops_of_a_generator_are_the_formulas(measured):
 
 def test_every_row_has_every_figure(measured):
     assert set(measured) == {"extract", "tokenizer", "generator", "loading", "rfid"}
-    assert measured["extract"]["frames"] == 60
-    for what in set(measured) - {"extract"}:
-        result = measured[what]
-        assert result["matrix_flops"]["float32"] > 0 and result["device"] and result["torch"]
+    for result in measured.values():
+        assert result["device"] and result["torch"]
         for row in result["rows"]:
             assert row["seconds"] > 0 and 0.05 < row["peak_memory_gb"] < 50, row
-            assert row["launch_gaps"] is None  # of a GPU only
             if row["images"]:
                 assert row["images_per_second"] == pytest.approx(row["images"] / row["seconds"])
             if row["flops_per_image"]:
+                # One repeat, and the mean of the rates before and after it.
                 rate = row["flops_per_image"] * row["images_per_second"]
-                assert row["mfu"] == pytest.approx(rate / result["matrix_flops"]["float32"])
+                assert row["mfu"] == pytest.approx(rate / row["matrix_flops"])
+            else:
+                assert row["mfu"] is None and row["matrix_flops"] is None
+    whole, *two_frames = measured["extract"]["rows"]
+    assert whole["images"] == 60
+    assert measured["extract"]["times_faster"] == {
+        row["part"]: pytest.approx(whole["seconds"] / row["seconds"]) for row in two_frames
+    }
+    assert [row["images"] for row in two_frames] == [2, 2]
     parts = [row["part"] for row in measured["loading"]["rows"]]
     assert parts == [
         "JPEGs, 0 workers: alone",
@@ -141,6 +153,19 @@ def test_every_row_has_every_figure(measured):
     ]
     assert 0 < measured["loading"]["rows"][2]["busy"] <= 1
     assert [row["part"] for row in measured["rfid"]["rows"]] == ["rFID from start to end"]
+
+
+def test_shares_are_of_all_the_time(measured):
+    """And they name what the work is made of."""
+    rows = {row["part"]: row["shares"] for what in measured.values() for row in what["rows"]}
+    for part, shares in rows.items():
+        if shares is not None:
+            assert sum(shares.values()) == pytest.approx(1, abs=0.02), part
+            assert shares["matrix products"] > 0 and shares["attention"] > 0, part
+    assert rows["encode"]["convolutions"] > 0  # the patches' embedding
+    assert "convolutions" not in rows["generation in 8 steps"]
+    assert rows["training step: reconstruction, quantization, entropy, lpips"]["convolutions"] > 0.1
+    assert rows["rFID from start to end"] is None and rows["two frames"] is None  # no work of this process
 
 
 def test_the_parts_of_a_step_add_up(measured):
@@ -166,8 +191,38 @@ def test_plan_counts_what_training_takes(folder, measured):
     assert tokenizer["flops"] == 80 * before + 224 * after
     assert (generator["steps"], generator["images"]) == (5, 50)
     assert generator["flops"] == 50 * flops(measured, "generator", "training step")
+    assert [cell["device_batch"] for cell in (tokenizer, generator)] == [8, 10]
+    assert tokenizer["memory"] > generator["memory"] > 0
     assert [cell["hours"] for cell in (tokenizer, generator)] == [None, None]
     assert printed.count("not measured") == 2
+
+
+def memory(folder, device_batch_size, *settings):
+    """Bytes counted for the tiny tokenizer."""
+    settings = ["training.global_batch_size=16", f"training.device_batch_size={device_batch_size}", *settings]
+    run = Run(for_speed(load_config(folder / "tiny.yaml", TokenizerConfig, settings), folder))
+    run.plan(100, "counted in a test")
+    return count_tokenizer_memory(run)
+
+
+def test_memory_is_weights_and_what_autograd_keeps(folder):
+    """It grows with the batch by the same amount for each image, and shrinks with checkpointing."""
+    two, four, eight = (memory(folder, size) for size in (2, 4, 8))
+    assert eight - four == pytest.approx(2 * (four - two), rel=0.1)
+    less = memory(folder, 8, "training.gradient_checkpointing=true")
+    assert 2 * two - four < less < eight
+
+    def kept_by_one_layer(batch):
+        layer, inputs = torch.nn.Linear(10, 6), torch.rand(batch, 10)
+        kept = KeptForGradient(layer.parameters())
+        with kept:
+            outputs = layer(inputs.requires_grad_()).relu(), layer(inputs)
+            assert kept.now == kept.peak
+            del outputs
+        return kept.now, kept.peak
+
+    # the layer's input once, though two products keep it, and what relu gave; then all is let go
+    assert kept_by_one_layer(7) == (0, 7 * 10 * 4 + 7 * 6 * 4)
 
 
 def test_plan_turns_flops_into_hours(folder, measured):
@@ -253,7 +308,7 @@ def test_deepspeed_config_constructs(monkeypatch):
             ["configs/mae_64.yaml"],
             ["--num_machines 2 --num_processes 16", "--machine_rank 1"],
         ),
-        ("pretokenize", ["configs/maskgit_mae_64.yaml"], ["--set training.max_steps=1"]),
+        ("pretokenize", ["configs/maskgit_mae_64.yaml"], ["--num_processes 8", "--shard 3/16"]),
         ("train_generator", ["configs/maskgit_mae_64.yaml"], ["--main_process_ip first"]),
         ("evaluate", ["runs/mae_64"], ["--run runs/mae_64"]),
     ],

@@ -134,6 +134,25 @@ def test_interrupted_is_uninterrupted(workplace):
     assert "is finished" in train(workplace, "resumed")
 
 
+def test_goes_on_from_moments_in_another_memory_format(workplace):
+    """Moments may be contiguous in a checkpoint and their weights channels-last; they are the same."""
+    train(workplace, "contiguous", "training.max_steps=2")
+    folder = workplace / "runs" / "contiguous" / "checkpoints" / "step_00000002"
+    changed = 0
+    for path in folder.glob("optimizer*.bin"):
+        state = torch.load(path, weights_only=True)
+        for moments in state["state"].values():
+            for name, value in moments.items():
+                changed += not value.is_contiguous()
+                moments[name] = value.contiguous()
+        torch.save(state, path)
+    assert changed > 0
+    train(workplace, "contiguous")
+    for network, tensors in weights(workplace, "whole").items():
+        other = weights(workplace, "contiguous")[network]
+        assert all(torch.equal(value, other[key]) for key, value in tensors.items()), network
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_killed_runs_go_on(workplace, number):
     """SIGTERM leaves a checkpoint of its own; SIGKILL loses at most the steps since the last one.

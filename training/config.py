@@ -76,7 +76,7 @@ class TrainingSection(Section):
     weight_decay: NonNegativeFloat = 1e-4
     clip_norm: PositiveFloat = 1.0
     ema_decay: Share = 0.999
-    compile: bool = False  # the transformer's or VQGAN's blocks, with torch.compile
+    compile: bool = False  # the networks and perceptual losses, with torch.compile
     gradient_checkpointing: bool = False  # less memory: the blocks' insides are computed twice
     log_every: PositiveInt = 50
     validate_every: PositiveInt = 2000  # validation, samples and analysis, which comes at 1, 2, 5, 10, … too

@@ -25,7 +25,8 @@ from errors import UserError
 from models.storage import save_model
 from training.card import write_card
 from training.config import Section, save_config
-from training.speed import checkpoint_blocks, compile_blocks
+from training.optimizer import lay_out_as_weights
+from training.speed import checkpoint_blocks, compile_network, keep_freed_memory
 
 # What may change when a run goes on: the rest of a config decides what its weights mean.
 MAY_CHANGE = {"run", "data.workers", "data.strict", "data.frames", "data.tokens", "training", "sampling"}
@@ -52,6 +53,8 @@ class Run:
             ],
         )
         self.device = self.accelerator.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.is_main = self.accelerator.is_main_process
         if config.training.precision == "bf16" and self.accelerator.mixed_precision == "no":
             self.say(f"precision: {self.device.type} has no fast bf16, this run is in float32")
@@ -126,13 +129,15 @@ class Run:
             if self.config.training.gradient_checkpointing:
                 checkpoint_blocks(network)
             if self.config.training.compile:
-                compile_blocks(network)
+                compile_network(network)
         for module in others.values():
             module.to(self.device)
         prepared = self.accelerator.prepare(*networks, *optimizers)
         self.optimizers = list(prepared[len(networks) :])
         if self.checkpoint:
             self.accelerator.load_state(self.checkpoint)
+            for optimizer in self.optimizers:
+                lay_out_as_weights(optimizer)
             for name, module in others.items():
                 load_model(module, self.checkpoint / f"{name}.safetensors", device=str(self.device))
             done = self.first_step >= self.last_step

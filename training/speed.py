@@ -1,5 +1,6 @@
 """What makes training faster or smaller and leaves its results as they are, within rounding."""
 
+import ctypes
 from functools import partial
 
 from timm.models.vision_transformer import Block
@@ -18,8 +19,22 @@ def checkpoint_blocks(network: nn.Module) -> None:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def compile_blocks(network: nn.Module) -> None:
-    """Compile each block with torch.compile, in place; blocks of one shape share their compiled code."""
-    for block in network.modules():
-        if isinstance(block, BLOCKS):
-            block.compile()
+def compile_network(network: nn.Module) -> None:
+    """Compile with torch.compile, in place: each block, or all of a network that has none.
+
+    Blocks of one shape share their compiled code.
+    """
+    blocks = [module for module in network.modules() if isinstance(module, BLOCKS)]
+    for module in blocks or [network]:
+        module.compile()
+
+
+def keep_freed_memory() -> None:
+    """Let freed memory stay with the process, for the next step's tensors; glibc only, else nothing.
+
+    On a CPU a step would give gigabytes back to the system, and then wait while it gets them anew as zeros.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: nothing has a mapping of its own, which would go when it is freed

@@ -13,99 +13,155 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from data.frames import Draw, Frame, FrameDataset, evaluation_loader, frames_fingerprint, to_unit_range
+from data.frames import (
+    Draw,
+    Frame,
+    FrameDataset,
+    evaluation_loader,
+    frames_fingerprint,
+    list_frames,
+    to_unit_range,
+)
 from errors import UserError
 from models.sampling import MASK_SCHEDULES
 from models.storage import fingerprint, load_tokenizer
+from training.config import GeneratorConfig
 
 UNLABELLED = (None, "undefined")  # BDD100K's names for it
-CHUNK = 4096  # frames to a file while tokens are computed; what an interruption loses at most
+CHUNK = 1024  # frames to a file while tokens are computed; what an interruption loses at most
+BROKEN = -1  # in the place of the codes of a frame that can't be read
+
+
+class TokenCache:
+    """The codes of frames by a tokenizer, in a folder under `cache` whose name has a key of both.
+
+    `tokenizer` is a run, a model folder or a Hub id; the key is of its weights and of the frames' names. The
+    codes are computed chunk by chunk, each a file, by any number of processes on machines that share the
+    folder, and put together when no chunk is missing.
+    """
+
+    def __init__(
+        self, tokenizer: str | Path, split_folder: str | Path, frames: list[Frame], cache: str | Path
+    ):
+        self.tokenizer = tokenizer
+        self.split_folder = split_folder
+        self.frames = frames
+        self.weights = fingerprint(tokenizer)
+        key = hashlib.sha256(f"{self.weights} {frames_fingerprint(frames)}".encode()).hexdigest()[:12]
+        self.folder = Path(cache) / f"{Path(tokenizer).name}-{Path(split_folder).name}-{key}"
+        self.chunks = [range(len(frames))[start : start + CHUNK] for start in range(0, len(frames), CHUNK)]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all codes are there and put together."""
+        return (self.folder / "tokens.npy").exists()
+
+    def missing(self, index: int = 0, count: int = 1) -> list[range]:
+        """The chunks of frames' places that aren't there, of each `count`-th from `index` on."""
+        if self.is_whole:
+            return []
+        return [chunk for chunk in self.chunks[index::count] if not self._path(chunk).exists()]
+
+    def compute(
+        self, accelerator: Accelerator, batch_size: int, workers: int, shard: tuple[int, int] = (0, 1)
+    ) -> None:
+        """Compute the missing chunks of shard (i, n), each process its share; returns when all are done.
+
+        Chunks that are done stay, wherever it is interrupted.
+        """
+        index, count = shard
+        processes = accelerator.num_processes
+        chunks = self.missing(index * processes + accelerator.process_index, count * processes)
+        if chunks:
+            self._compute(chunks, accelerator, batch_size, workers)
+        accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def _compute(self, chunks: list[range], accelerator: Accelerator, batch_size: int, workers: int) -> None:
+        device = accelerator.device
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tokenizer = load_tokenizer(self.tokenizer).to(device)
+        frames = [self.frames[place] for chunk in chunks for place in chunk]
+        dataset = FrameDataset(self.split_folder, frames, tokenizer.image_size)
+        tokens = np.full((len(frames), 2, tokenizer.num_tokens), BROKEN, dtype=np.int32)
+        seen = begin = 0
+        bar = tqdm(
+            total=len(frames),
+            desc=f"tokens of {self.split_folder}",
+            unit="frame",
+            disable=not accelerator.is_main_process,
+        )
+        for batch in evaluation_loader(dataset, batch_size, workers):
+            if len(batch.indices):
+                images = to_unit_range(batch.images, device)
+                codes = torch.stack([tokenizer.encode(images), tokenizer.encode(images.flip(-1))], dim=1)
+                tokens[batch.indices.numpy()] = codes.cpu().numpy()
+            seen = min(seen + batch_size, len(frames))
+            bar.update(seen - bar.n)
+            while chunks and begin + len(chunks[0]) <= seen:
+                chunk = chunks.pop(0)
+                _save_array(self._path(chunk), tokens[begin : begin + len(chunk)])
+                begin += len(chunk)
+        bar.close()
+
+    def put_together(self) -> None:
+        """Make one file of all chunks. Broken frames are left out, and named in tokens.json."""
+        tokens = np.concatenate([np.load(self._path(chunk)) for chunk in self.chunks])
+        broken = tokens[:, 0, 0] == BROKEN
+        record = {
+            "tokenizer": str(self.tokenizer),
+            "tokenizer_sha256": self.weights,
+            "frames": str(self.split_folder),
+            "num_frames": int((~broken).sum()),
+            "broken": [self.frames[index].file_name for index in np.flatnonzero(broken)],
+        }
+        part = self.folder / "tokens.json.part"
+        part.write_text(json.dumps(record, indent=2))
+        os.replace(part, self.folder / "tokens.json")
+        _save_array(self.folder / "tokens.npy", tokens[~broken])
+        for chunk in self.chunks:
+            self._path(chunk).unlink()
+
+    def load(self) -> tuple[np.ndarray, list[Frame]]:
+        """Codes int32 (N, 2, K), of each frame's centre square as it is and flipped; and the N frames.
+
+        Raises UserError where no frame could be read.
+        """
+        tokens = np.load(self.folder / "tokens.npy", mmap_mode="r")
+        if len(tokens) == 0:
+            raise UserError(f"{self.split_folder}: none of its {len(self.frames)} frames can be read")
+        broken = set(json.loads((self.folder / "tokens.json").read_text())["broken"])
+        return tokens, [frame for frame in self.frames if frame.file_name not in broken]
+
+    def _path(self, chunk: range) -> Path:
+        return self.folder / f"frames_{chunk.start:08d}_{chunk.stop:08d}.npy"
+
+
+def token_caches(config: GeneratorConfig) -> dict[str, TokenCache]:
+    """Those of a generator's training and validation frames, by split."""
+    data, caches = config.data, {}
+    for split, subset in (("train", data.train), ("val", data.val)):
+        frames = list_frames(data.frames, split, **subset.model_dump())
+        caches[split] = TokenCache(config.tokenizer, Path(data.frames) / split, frames, data.tokens)
+    return caches
 
 
 def cached_tokens(
-    accelerator: Accelerator,
-    tokenizer_name: str,
-    split_folder: str | Path,
-    frames: list[Frame],
-    cache: str | Path,
-    batch_size: int,
-    workers: int,
+    accelerator: Accelerator, cache: TokenCache, batch_size: int, workers: int
 ) -> tuple[np.ndarray, list[Frame]]:
-    """Codes int32 (N, 2, K) of frames as they are and flipped, the centre square of each; and the N frames.
-
-    They are kept in a folder under `cache`, whose name is keyed on the tokenizer's weights and the frames'
-    names, and computed if they aren't there: chunk by chunk, over all processes, going on where it was
-    interrupted. Broken frames are left out and named in tokens.json.
-    """
-    weights = fingerprint(tokenizer_name)
-    key = hashlib.sha256(f"{weights} {frames_fingerprint(frames)}".encode()).hexdigest()[:12]
-    folder = Path(cache) / f"{Path(tokenizer_name).name}-{Path(split_folder).name}-{key}"
-    if not (folder / "tokens.npy").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        chunks = [folder / f"chunk_{start:08d}.npy" for start in range(0, len(frames), CHUNK)]
-        _compute(accelerator, tokenizer_name, split_folder, frames, chunks, batch_size, workers)
-        accelerator.wait_for_everyone()
+    """What the cache loads; first, all processes compute what is missing, each its share."""
+    if not cache.is_whole:
+        cache.compute(accelerator, batch_size, workers)
         if accelerator.is_main_process:
-            tokens = np.concatenate([np.load(chunk) for chunk in chunks])
-            broken = tokens[:, 0, 0] < 0
-            record = {
-                "tokenizer": str(tokenizer_name),
-                "tokenizer_sha256": weights,
-                "frames": str(split_folder),
-                "num_frames": int((~broken).sum()),
-                "broken": [frames[index].file_name for index in np.flatnonzero(broken)],
-            }
-            _write_whole(
-                folder / "tokens.json", lambda file: file.write(json.dumps(record, indent=2).encode())
-            )
-            _write_whole(folder / "tokens.npy", lambda file: np.save(file, tokens[~broken]))
-            for chunk in chunks:
-                chunk.unlink()
+            cache.put_together()
         accelerator.wait_for_everyone()
-    tokens = np.load(folder / "tokens.npy", mmap_mode="r")
-    if len(tokens) == 0:
-        raise UserError(f"{split_folder}: none of its {len(frames)} frames can be read")
-    broken = set(json.loads((folder / "tokens.json").read_text())["broken"])
-    return tokens, [frame for frame in frames if frame.file_name not in broken]
+    return cache.load()
 
 
-@torch.no_grad()
-def _compute(
-    accelerator: Accelerator,
-    tokenizer_name: str,
-    split_folder: str | Path,
-    frames: list[Frame],
-    chunks: list[Path],
-    batch_size: int,
-    workers: int,
-) -> None:
-    """Fill this process's share of the chunks that aren't there yet; -1 stands for a broken frame."""
-    tokenizer = load_tokenizer(tokenizer_name).to(accelerator.device)
-    todo = [(number, path) for number, path in enumerate(chunks) if not path.exists()]
-    todo = todo[accelerator.process_index :: accelerator.num_processes]
-    bar = tqdm(
-        total=sum(len(frames[number * CHUNK : (number + 1) * CHUNK]) for number, _ in todo),
-        desc=f"tokens of {split_folder}",
-        unit="frame",
-        disable=not accelerator.is_main_process,
-    )
-    for number, path in todo:
-        part = FrameDataset(split_folder, frames[number * CHUNK : (number + 1) * CHUNK], tokenizer.image_size)
-        tokens = np.full((len(part), 2, tokenizer.num_tokens), -1, dtype=np.int32)
-        for batch in evaluation_loader(part, batch_size, workers):
-            if len(batch.indices):
-                images = to_unit_range(batch.images, accelerator.device)
-                codes = torch.stack([tokenizer.encode(images), tokenizer.encode(images.flip(-1))], dim=1)
-                tokens[batch.indices.numpy()] = codes.cpu().numpy()
-            bar.update(len(batch.indices))
-        _write_whole(path, lambda file, tokens=tokens: np.save(file, tokens))
-    bar.close()
-
-
-def _write_whole(path: Path, write) -> None:
+def _save_array(path: Path, array: np.ndarray) -> None:
     part = path.with_suffix(".part")
     with part.open("wb") as file:
-        write(file)
+        np.save(file, array)
     os.replace(part, path)
 
 

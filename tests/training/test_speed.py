@@ -1,5 +1,6 @@
 """What only makes training faster or smaller leaves its results; and no step waits for the device."""
 
+import copy
 import json
 from collections import Counter
 
@@ -7,12 +8,21 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import train_tokenizer
+from benchmark.made import perceptual_weights
+from data.frames import ImageBatch
+from models.discriminator import PatchGAN
+from models.perceptual import LPIPS
+from models.vqgan import VQGAN
 from tests.conftest import TINY_GENERATOR, TINY_TOKENIZER, run_script
+from training.config import LossSection, TokenizerConfig, load_config
+from training.run import Run
+from training.speed import compile_network
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, frames):
-    """A folder with configs of tiny networks, and the tokenizer's run `tokenizer`."""
+    """A folder with configs of tiny networks, the tokenizer's run `tokenizer`, and the generator's tokens."""
     folder = tmp_path_factory.mktemp("speed")
     (folder / "tokenizer.yaml").write_text(TINY_TOKENIZER.format(frames=frames, runs=folder / "runs"))
     (folder / "vqgan.yaml").write_text(
@@ -31,6 +41,7 @@ def workplace(tmp_path_factory, frames):
         )
     )
     train(folder, "tokenizer", "tokenizer")
+    train(folder, "generator", "tokens-are-there")
     return folder
 
 
@@ -43,24 +54,92 @@ def train(folder, kind, name, *overrides):
     return [record for record in map(json.loads, lines) if "train/loss" in record]
 
 
-# Compiling takes its time: one kind stands for all, whose blocks are of one class with the tokenizer's.
 @pytest.mark.parametrize(
-    ("kind", "option"),
+    ("kind", "options"),
     [
-        ("tokenizer", "gradient_checkpointing"),
-        ("vqgan", "gradient_checkpointing"),
-        ("generator", "gradient_checkpointing"),
-        ("generator", "compile"),
+        ("tokenizer", ["gradient_checkpointing"]),
+        ("vqgan", ["gradient_checkpointing"]),
+        ("generator", ["gradient_checkpointing"]),
+        # Compiling takes its time: the generator's blocks are of one class with TiTok's.
+        ("generator", ["compile"]),
+        ("vqgan", ["compile", "gradient_checkpointing"]),
     ],
 )
-def test_results_stay(workplace, kind, option):
-    same = ["model.dropout=0"] if kind == "generator" else []
+def test_results_stay(workplace, kind, options):
+    same = ["model.dropout=0"] if kind == "generator" else ["losses.adversarial_start=1"]
     plain = train(workplace, kind, f"{kind}-plain", *same)
-    other = train(workplace, kind, f"{kind}-{option}", f"training.{option}=true", *same)
+    settings = [f"training.{option}=true" for option in options]
+    other = train(workplace, kind, "-".join([kind, *options]), *settings, *same)
     assert len(plain) == len(other) == 4
+    names = {"train/loss", "train/gradient_norm"}
+    if kind != "generator":
+        names |= {"train/discriminator", "train/discriminator_gradient_norm"}
     for one, two in zip(plain, other):
-        for name in ("train/loss", "train/gradient_norm"):
+        for name in names & one.keys():
             assert one[name] == pytest.approx(two[name], rel=1e-4), name
+    assert names <= one.keys()
+
+
+def test_compiled_perceptual_losses_stay(tmp_path):
+    torch.manual_seed(0)
+    weights = perceptual_weights(LossSection(convnext=0), tmp_path)["lpips_weights"]
+    plain, compiled = LPIPS(weights), LPIPS(weights)
+    compile_network(compiled)
+    targets = torch.rand(2, 3, 32, 32)
+    results = []
+    for network in (plain, compiled):
+        images = torch.full((2, 3, 32, 32), 0.5, requires_grad=True)
+        distances = network(images, targets)
+        results.append((distances.detach(), torch.autograd.grad(distances.sum(), images)[0]))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("network", [PatchGAN, lambda: VQGAN(32, 32, (1, 1, 2), 1)])
+def test_channels_last_stays(network):
+    """Weights in the other memory format give the same outputs and gradients."""
+    torch.manual_seed(0)
+    ours = network()
+    assert any(not weight.is_contiguous() for weight in ours.parameters())
+    contiguous = copy.deepcopy(ours).to(memory_format=torch.contiguous_format)
+    images, results = torch.rand(2, 3, 32, 32), []
+    for each in (ours, contiguous):
+        output = each(images)
+        output = output.images if isinstance(each, VQGAN) else output
+        gradients = torch.autograd.grad(output.square().mean(), each.parameters(), allow_unused=True)
+        results.append((output.detach(), [gradient for gradient in gradients if gradient is not None]))
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-6)
+
+
+def test_bfloat16_is_float32_within_its_precision(workplace, frames):
+    """A step's losses and gradients, adversarial ones among them, under the autocast that a GPU has."""
+    config = load_config(workplace / "tokenizer.yaml", TokenizerConfig, ["run.name=bf16"])
+    run = Run(config)
+    run.plan(20, "made for a test")
+    networks = train_tokenizer.Networks(run)
+    batch = ImageBatch(torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8), [])
+    logged, gradients = [], []
+
+    def keep_scalars(**scalars):
+        logged[-1] |= {name: value.item() for name, value in scalars.items()}
+
+    def keep_gradients(network, optimizer):
+        gradients[-1] += [weight.grad.clone() for weight in network.parameters() if weight.grad is not None]
+        optimizer.zero_grad()
+        return torch.zeros(())
+
+    run.add, run.clip_and_step = keep_scalars, keep_gradients
+    for bf16 in (False, True):
+        logged.append({})
+        gradients.append([])
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            train_tokenizer.train_step(run, networks, [batch], [], step=2)
+        assert all(gradient.dtype == torch.float32 for gradient in gradients[-1])
+    exact, rounded = logged
+    assert exact != rounded
+    assert exact == pytest.approx(rounded, rel=0.03, abs=0.01)
+    assert len(gradients[0]) == len(gradients[1])
+    flat = [torch.cat([gradient.flatten() for gradient in each]) for each in gradients]
+    assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.99
 
 
 class Syncs(TorchDispatchMode):
@@ -97,6 +176,15 @@ def count_syncs(folder, kind, steps, monkeypatch):
             return method(tensor, *args, **options)
 
         monkeypatch.setattr(torch.Tensor, name, counted)
+    move = torch.Tensor.to
+
+    def counted_move(tensor, *args, **options):
+        # Data from the host's pinned memory; floats, a gradient's norm say, are on the device already.
+        data = isinstance(args[0] if args else None, torch.device) and not tensor.is_floating_point()
+        syncs.count["blocking to"] += data and not options.get("non_blocking")
+        return move(tensor, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", counted_move)
     rarely = [f"training.{each}_every=100" for each in ("log", "validate", "checkpoint")]
     with syncs:
         train(folder, kind, f"{kind}-{steps}-steps", f"training.max_steps={steps}", *rarely)

@@ -11,6 +11,7 @@ from models.storage import save_model
 from models.titok import TiTok
 from tests.conftest import make_frames
 from training.tokens import (
+    TokenCache,
     TokenDataset,
     cached_tokens,
     condition_array,
@@ -88,9 +89,9 @@ def test_a_broken_frame_leaves_the_others_their_places(tmp_path):
     small = {"width": 32, "depth": 1, "heads": 2}
     tokenizer = TiTok(32, 8, 8, encoder=small, decoder=small, quantizer={"codebook_size": 64}).eval()
     save_model(tokenizer, tmp_path / "tokenizer")
-    arguments = (tmp_path / "tokenizer", folder / "train", listed, tmp_path / "tokens", 4, 0)
     for _ in ("computed", "read again"):
-        tokens, frames = cached_tokens(Accelerator(), *arguments)
+        cache = TokenCache(tmp_path / "tokenizer", folder / "train", listed, tmp_path / "tokens")
+        tokens, frames = cached_tokens(Accelerator(), cache, batch_size=4, workers=0)
         assert frames == [*listed[:2], *listed[3:]]
         dataset = FrameDataset(folder / "train", frames, 32)
         images = torch.stack([dataset[index][0] for index in range(5)]) / 255
