@@ -6,7 +6,6 @@ same run. Weights are random and images made, neither of which changes the speed
 """
 
 import argparse
-import gc
 import json
 import math
 import os
@@ -281,7 +280,6 @@ def bench_all(arguments: argparse.Namespace, folder: Path) -> dict:
             options.config, options.set = arguments.generator_config, []
         (folder / measure.__name__).mkdir()
         results |= measure(options, folder / measure.__name__)
-        gc.collect()  # networks that are no longer used, or their memory would count with the next ones'
     return results
 
 

@@ -1,5 +1,7 @@
 """How long work takes, how much memory, and how many FLOPs it is."""
 
+import ctypes
+import gc
 import math
 import os
 import platform
@@ -28,6 +30,7 @@ MATRICES = {
     "cuda": ((8192, 8192, 8192), (16384, 4096, 4096), (41088, 768, 3072), (41088, 3072, 768)),
     "cpu": ((2048, 2048, 2048), (1284, 768, 3072), (1284, 3072, 768)),
 }
+PROBES = 10  # products in a measurement of the rate
 # What operations are of, by parts of their names; attention first, which has names of both others.
 KINDS = {
     "attention": ("attention",),
@@ -44,8 +47,7 @@ class Bench:
         self.device = device
         self.repeats = repeats
         self.rows: list[dict] = []
-        self._fastest: dict[str, Callable[[], object]] = {}  # product of matrices, by precision
-        self._fastest_flops: dict[str, int] = {}
+        self._fastest: dict[str, tuple[Callable[[], object], int]] = {}  # product and FLOPs, by precision
 
     def add(
         self,
@@ -63,6 +65,7 @@ class Bench:
         of the repeats' own, holds where the machine's speed drifts. child: the work is another process's,
         whose memory is known on a CPU only.
         """
+        self._release_memory()
         for _ in range(warmup):
             work()
         self._reset_peak_memory()
@@ -105,21 +108,21 @@ class Bench:
         return time.perf_counter() - start
 
     def matrix_rate(self, precision: str) -> float:
-        """FLOP/s, now, of the fastest of MATRICES, the best of three."""
+        """FLOP/s, now, of the fastest of MATRICES: the best of PROBES products."""
         if precision not in self._fastest:
             products = {}
             for m, k, n in MATRICES[self.device.type]:
                 options = {"device": self.device, "dtype": getattr(torch, precision)}
                 product = partial(torch.matmul, torch.randn(m, k, **options), torch.randn(k, n, **options))
                 products[product] = 2 * m * k * n
-            rates = {
-                product: flops / min(self.seconds(product) for _ in range(1 + self.repeats))
-                for product, flops in products.items()
-            }
-            self._fastest[precision] = max(rates, key=rates.get)
-            self._fastest_flops[precision] = products[self._fastest[precision]]
-        product = self._fastest[precision]
-        return self._fastest_flops[precision] / min(self.seconds(product) for _ in range(3))
+            rates = {product: flops / self._best(product) for product, flops in products.items()}
+            fastest = max(rates, key=rates.get)
+            self._fastest[precision] = fastest, products[fastest]
+        product, flops = self._fastest[precision]
+        return flops / self._best(product)
+
+    def _best(self, product: Callable[[], object]) -> float:
+        return min(self.seconds(product) for _ in range(PROBES))
 
     def result(self) -> dict:
         """All that was measured, and on what."""
@@ -135,6 +138,14 @@ class Bench:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+    def _release_memory(self) -> None:
+        """Give back what earlier work has left."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        else:
+            ctypes.CDLL(None).malloc_trim(0)
 
     def _reset_peak_memory(self) -> None:
         if self.device.type == "cuda":
