@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -141,13 +142,10 @@ def bench_tokenizer(arguments: argparse.Namespace, folder: Path) -> dict:
         work = partial(tokenizer_step, run, networks, losses, batches)
         row = bench.add(name, work, batch_size, flops, training_precision(run))
     row |= {"kind": run.config.model.kind, "config": run.config.run.name}  # what `plan` goes by
-    seconds = [each["seconds"] for each in bench.rows]
     own = bench.add("of which the tokenizer's update and EMA", update(run, networks.tokenizer, networks.ema))
-    parts = {"forward and backward": seconds[0] - own["seconds"], "update and EMA": own["seconds"]}
-    for name, before, after in zip(terms_on(run.config.losses), seconds, seconds[1:]):
-        parts[name] = after - before
-    shares = (f"{name} {value:.4f} s ({value / seconds[-1]:.1%})" for name, value in parts.items())
-    print(f"  a step's {seconds[-1]:.4f} s: {', '.join(shares)}")
+    parts = parts_of_a_step(bench.rows[:-1], own, terms_on(run.config.losses))
+    shares = (f"{name} {value:.4f} s ({value / row['seconds']:.1%})" for name, value in parts.items())
+    print(f"  a step's {row['seconds']:.4f} s: {', '.join(shares)}")
 
     tokenizer, size = networks.ema.module.eval(), arguments.inference_batch_size
     images = torch.rand(size, 3, *[tokenizer.image_size] * 2, device=run.device)
@@ -157,6 +155,18 @@ def bench_tokenizer(arguments: argparse.Namespace, folder: Path) -> dict:
         for precision in inference_precisions(run):
             bench.add(name, in_precision(precision, run, partial(code, inputs)), size, flops, precision)
     return {"tokenizer": {**bench.result(), "parts": parts}}
+
+
+def parts_of_a_step(rows: list[dict], own: dict, terms: list[str]) -> dict[str, float]:
+    """What each part of a step takes of its seconds; a row has one of `terms` more than the row before.
+
+    Rows are compared by their time at one rate of matrix products, should that have drifted between them.
+    """
+    times = [row["flops_per_image"] / row["mfu"] for row in rows]
+    first_update = times[0] * own["seconds"] / rows[0]["seconds"]
+    parts = {"forward and backward": times[0] - first_update, "update and EMA": first_update}
+    parts |= {term: after - before for term, (before, after) in zip(terms, pairwise(times))}
+    return {name: time * rows[-1]["seconds"] / times[-1] for name, time in parts.items()}
 
 
 def training_precision(run: Run) -> str:
@@ -216,7 +226,9 @@ def bench_loading(arguments: argparse.Namespace, folder: Path) -> dict:
     loader = train_tokenizer.training_loader(run, dataset, run.plan(len(listed), "made for speed"))
     batches, source = iter(loader), f"JPEGs, {run.loader_workers} workers"
     batch_size = run.config.training.global_batch_size
-    bench.add(f"{source}: alone", lambda: run.take(batches), batch_size)
+    # How many steps the loader is ahead by what it prefetches; so many at once can't all have been there.
+    ahead = math.ceil(run.loader_workers * (loader.prefetch_factor or 0) / run.accumulation) or 1
+    bench.add(f"{source}: alone", lambda: [run.take(batches) for _ in range(ahead)], ahead * batch_size)
 
     (flops,) = count_tokenizer(run, run.config.losses)
     networks = train_tokenizer.Networks(run)
@@ -224,9 +236,7 @@ def bench_loading(arguments: argparse.Namespace, folder: Path) -> dict:
     in_memory = [noise_batch(run, run.micro_batch_size)] * run.accumulation
     figures = (batch_size, flops, training_precision(run))
     alone = bench.add("training step on images in memory", lambda: step(in_memory), *figures)
-    # At first the loader is ahead by what it prefetches.
-    warmup = 2 + math.ceil(run.loader_workers * (loader.prefetch_factor or 0) / run.accumulation)
-    fed = bench.add(f"{source}: training step", lambda: step(run.take(batches)), *figures, warmup=warmup)
+    fed = bench.add(f"{source}: training step", lambda: step(run.take(batches)), *figures, warmup=2 + ahead)
     fed["busy"] = min(1.0, alone["seconds"] / fed["seconds"])
     print(f"  training from JPEGs keeps the device {fed['busy']:.1%} as busy as from memory")
 
