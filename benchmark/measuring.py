@@ -30,7 +30,7 @@ MATRICES = {
     "cuda": ((8192, 8192, 8192), (16384, 4096, 4096), (41088, 768, 3072), (41088, 3072, 768)),
     "cpu": ((2048, 2048, 2048), (1284, 768, 3072), (1284, 3072, 768)),
 }
-PROBES = 10  # products in a measurement of the rate
+PROBES = 5  # products in a measurement of the rate
 # What operations are of, by parts of their names; attention first, which has names of both others.
 KINDS = {
     "attention": ("attention",),
