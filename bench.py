@@ -323,7 +323,7 @@ def bench_extract(arguments: argparse.Namespace, folder: Path) -> dict:
 
 
 def plan(arguments: argparse.Namespace, folder: Path) -> dict:
-    """What training each cell takes. Hours are FLOPs / (devices × matrix rate × MFU).
+    """What training each cell takes. Hours are FLOPs / (devices × FLOP/s in training).
 
     Memory is a GPU's, in bfloat16 and at the largest part of the batch that the config lets a device have.
     """

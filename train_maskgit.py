@@ -41,9 +41,8 @@ def main() -> None:
     tokenizer_sha256 = fingerprint(config.tokenizer)
     check_order(config.sampling.order, tokenizer, config.tokenizer)
     caches = token_caches(config)
-    condition_values(
-        caches["train"].frames, model.conditions
-    )  # refuses a bad config before the hours of tokens
+    # Refuses a bad config before the hours of tokens.
+    condition_values(caches["train"].frames, model.conditions)
     (train_tokens, train_frames), (val_tokens, val_frames) = (
         cached_tokens(run.accelerator, cache, config.training.device_batch_size, run.loader_workers)
         for cache in caches.values()

@@ -62,7 +62,7 @@ class Bench:
         """Time `work`, which takes `images` images, print its line, and return it.
 
         The device's rate of matrix products is measured before and after each repeat, so that MFU, the median
-        of the repeats' own, holds where the machine's speed drifts. child: the work is another process's,
+        of the repeats' own, follows a machine whose speed drifts. child: the work is another process's,
         whose memory is known on a CPU only.
         """
         self._release_memory()
@@ -90,9 +90,8 @@ class Bench:
         if flops_per_image:
             rates.append(self.matrix_rate(precision))
             row["matrix_flops"] = statistics.median(rates)
-            possible = [
-                each * statistics.fmean(around) for each, around in zip(times, pairwise(rates))
-            ]  # FLOPs
+            # FLOPs that the device could have done in each repeat's time
+            possible = [each * statistics.fmean(around) for each, around in zip(times, pairwise(rates))]
             row["mfu"] = images * flops_per_image / statistics.median(possible)
             row["shares"] = None if child else self._shares(work)
         self.rows.append(row)

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_tokenizer
@@ -85,6 +86,7 @@ def test_compiled_perceptual_losses_stay(tmp_path):
     weights = perceptual_weights(LossSection(convnext=0), tmp_path)["lpips_weights"]
     plain, compiled = LPIPS(weights), LPIPS(weights)
     compile_network(compiled)
+    counters.clear()
     targets = torch.rand(2, 3, 32, 32)
     results = []
     for network in (plain, compiled):
@@ -92,6 +94,7 @@ def test_compiled_perceptual_losses_stay(tmp_path):
         distances = network(images, targets)
         results.append((distances.detach(), torch.autograd.grad(distances.sum(), images)[0]))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-7)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
 
 
 @pytest.mark.parametrize("network", [PatchGAN, lambda: VQGAN(32, 32, (1, 1, 2), 1)])
