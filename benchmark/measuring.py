@@ -30,7 +30,9 @@ MATRICES = {
     "cuda": ((8192, 8192, 8192), (16384, 4096, 4096), (41088, 768, 3072), (41088, 3072, 768)),
     "cpu": ((2048, 2048, 2048), (1284, 768, 3072), (1284, 3072, 768)),
 }
-PROBES = 5  # products in a measurement of the rate
+TRIALS = 5  # of each of MATRICES, to find the fastest
+RATE_SHARE = 0.25  # of the work's time go into a measurement of the rate, but at least
+RATE_SECONDS = 0.5
 # What operations are of, by parts of their names; attention first, which has names of both others.
 KINDS = {
     "attention": ("attention",),
@@ -66,13 +68,12 @@ class Bench:
         whose memory is known on a CPU only.
         """
         self._release_memory()
-        for _ in range(warmup):
-            work()
+        warm = [self.seconds(work) for _ in range(warmup)]
         self._reset_peak_memory()
         times, rates = [], []
         for _ in range(self.repeats):
             if flops_per_image:
-                rates.append(self.matrix_rate(precision))
+                rates.append(self.matrix_rate(precision, [0.0, *warm, *times][-1]))
             times.append(self.seconds(work))
         seconds = statistics.median(times)
         row = {
@@ -88,7 +89,7 @@ class Bench:
             "shares": None,
         }
         if flops_per_image:
-            rates.append(self.matrix_rate(precision))
+            rates.append(self.matrix_rate(precision, times[-1]))
             row["matrix_flops"] = statistics.median(rates)
             # FLOPs that the device could have done in each repeat's time
             possible = [each * statistics.fmean(around) for each, around in zip(times, pairwise(rates))]
@@ -106,22 +107,26 @@ class Bench:
         self._wait()
         return time.perf_counter() - start
 
-    def matrix_rate(self, precision: str) -> float:
-        """FLOP/s, now, of the fastest of MATRICES: the best of PROBES products."""
+    def matrix_rate(self, precision: str, beside: float) -> float:
+        """FLOP/s, now, of the fastest of MATRICES: the mean of products beside work of so many seconds.
+
+        Not the best product's: what slows the machine down for a moment, or clocks it lower under load, is in
+        the time of the work as well.
+        """
         if precision not in self._fastest:
             products = {}
             for m, k, n in MATRICES[self.device.type]:
                 options = {"device": self.device, "dtype": getattr(torch, precision)}
                 product = partial(torch.matmul, torch.randn(m, k, **options), torch.randn(k, n, **options))
                 products[product] = 2 * m * k * n
-            rates = {product: flops / self._best(product) for product, flops in products.items()}
-            fastest = max(rates, key=rates.get)
+            shortest = {product: min(self.seconds(product) for _ in range(TRIALS)) for product in products}
+            fastest = max(products, key=lambda product: products[product] / shortest[product])
             self._fastest[precision] = fastest, products[fastest]
         product, flops = self._fastest[precision]
-        return flops / self._best(product)
-
-    def _best(self, product: Callable[[], object]) -> float:
-        return min(self.seconds(product) for _ in range(PROBES))
+        times = []
+        while sum(times) < max(RATE_SECONDS, RATE_SHARE * beside):
+            times.append(self.seconds(product))
+        return flops / statistics.fmean(times)
 
     def result(self) -> dict:
         """All that was measured, and on what."""
