@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import math
+import operator
 import os
 import platform
 import resource
@@ -10,8 +11,9 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
-from itertools import pairwise
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -30,9 +32,8 @@ MATRICES = {
     "cuda": ((8192, 8192, 8192), (16384, 4096, 4096), (41088, 768, 3072), (41088, 3072, 768)),
     "cpu": ((2048, 2048, 2048), (1284, 768, 3072), (1284, 3072, 768)),
 }
-TRIALS = 5  # of each of MATRICES, to find the fastest
-RATE_SHARE = 0.25  # of the work's time go into a measurement of the rate, but at least
-RATE_SECONDS = 0.5
+AROUND = 3  # of each of MATRICES before a repeat, and after it
+WITHIN = 0.2  # seconds of a repeat for one of MATRICES within it
 # What operations are of, by parts of their names; attention first, which has names of both others.
 KINDS = {
     "attention": ("attention",),
@@ -49,7 +50,7 @@ class Bench:
         self.device = device
         self.repeats = repeats
         self.rows: list[dict] = []
-        self._fastest: dict[str, tuple[Callable[[], object], int]] = {}  # product and FLOPs, by precision
+        self._made: dict[str, dict[Callable[[], object], int]] = {}  # products by precision
 
     def add(
         self,
@@ -63,18 +64,22 @@ class Bench:
     ) -> dict:
         """Time `work`, which takes `images` images, print its line, and return it.
 
-        The device's rate of matrix products is measured before and after each repeat, so that MFU, the median
-        of the repeats' own, follows a machine whose speed drifts. child: the work is another process's,
-        whose memory is known on a CPU only.
+        MFU is the median of the repeats' own, each by the device's rate of matrix products beside it, so that
+        it follows a machine whose speed drifts. child: the work is another process's, whose memory is known
+        on a CPU only.
         """
         self._release_memory()
-        warm = [self.seconds(work) for _ in range(warmup)]
+        for _ in range(warmup):
+            work()
         self._reset_peak_memory()
         times, rates = [], []
         for _ in range(self.repeats):
             if flops_per_image:
-                rates.append(self.matrix_rate(precision, [0.0, *warm, *times][-1]))
-            times.append(self.seconds(work))
+                time_taken, rate = self.beside_products(work, precision)
+                rates.append(rate)
+            else:
+                time_taken = self.seconds(work)
+            times.append(time_taken)
         seconds = statistics.median(times)
         row = {
             "part": part,
@@ -89,14 +94,13 @@ class Bench:
             "shares": None,
         }
         if flops_per_image:
-            rates.append(self.matrix_rate(precision, times[-1]))
             row["matrix_flops"] = statistics.median(rates)
             # FLOPs that the device could have done in each repeat's time
-            possible = [each * statistics.fmean(around) for each, around in zip(times, pairwise(rates))]
-            row["mfu"] = images * flops_per_image / statistics.median(possible)
+            possible = statistics.median(map(operator.mul, times, rates))
+            row["mfu"] = images * flops_per_image / possible
             row["shares"] = None if child else self._shares(work)
         self.rows.append(row)
-        print(format_row(row))
+        print(format_row(row), flush=True)
         return row
 
     def seconds(self, work: Callable[[], object]) -> float:
@@ -107,26 +111,41 @@ class Bench:
         self._wait()
         return time.perf_counter() - start
 
-    def matrix_rate(self, precision: str, beside: float) -> float:
-        """FLOP/s, now, of the fastest of MATRICES: the mean of products beside work of so many seconds.
+    def beside_products(self, work: Callable[[], object], precision: str) -> tuple[float, float]:
+        """How long the work takes, in seconds, and the rate of matrix products beside it, in FLOP/s.
 
-        Not the best product's: what slows the machine down for a moment, or clocks it lower under load, is in
-        the time of the work as well.
+        The rate is that of the fastest of MATRICES by the mean of several before and after the work, and on a
+        CPU, which other processes or machines may share, within it: what slows the device down for a moment
+        slows both.
         """
-        if precision not in self._fastest:
-            products = {}
+        flops = self._products(precision)
+        times = {product: [] for product in flops}
+        turns = cycle(times)
+
+        def timed_product() -> float:
+            product = next(turns)
+            times[product].append(self.seconds(product))
+            return times[product][-1]
+
+        for _ in range(AROUND * len(times)):
+            timed_product()
+        within = ProductsWithin(timed_product)
+        with within if self.device.type == "cpu" else nullcontext():
+            seconds = self.seconds(work) - within.seconds
+        for _ in range(AROUND * len(times)):
+            timed_product()
+        return seconds, max(flops[product] / statistics.fmean(taken) for product, taken in times.items())
+
+    def _products(self, precision: str) -> dict[Callable[[], object], int]:
+        """MATRICES as products to run, with the FLOPs of each."""
+        if precision not in self._made:
+            self._made[precision] = made = {}
             for m, k, n in MATRICES[self.device.type]:
                 options = {"device": self.device, "dtype": getattr(torch, precision)}
                 product = partial(torch.matmul, torch.randn(m, k, **options), torch.randn(k, n, **options))
-                products[product] = 2 * m * k * n
-            shortest = {product: min(self.seconds(product) for _ in range(TRIALS)) for product in products}
-            fastest = max(products, key=lambda product: products[product] / shortest[product])
-            self._fastest[precision] = fastest, products[fastest]
-        product, flops = self._fastest[precision]
-        times = []
-        while sum(times) < max(RATE_SECONDS, RATE_SHARE * beside):
-            times.append(self.seconds(product))
-        return flops / statistics.fmean(times)
+                product()  # the first takes longer
+                made[product] = 2 * m * k * n
+        return self._made[precision]
 
     def result(self) -> dict:
         """All that was measured, and on what."""
@@ -219,6 +238,25 @@ def count_flops(work: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         work()
     return counter.get_total_flops()
+
+
+class ProductsWithin(saved_tensors_hooks):
+    """Inside, a product is run every WITHIN seconds where autograd keeps a tensor or takes it up.
+
+    timed_product runs it and returns its seconds, of which `seconds` is the sum.
+    """
+
+    def __init__(self, timed_product: Callable[[], float]):
+        self.seconds = 0.0
+        self._timed_product = timed_product
+        self._last = time.perf_counter()
+        super().__init__(self._pass_on, self._pass_on)
+
+    def _pass_on(self, tensor: Tensor) -> Tensor:
+        if time.perf_counter() - self._last > WITHIN:
+            self.seconds += self._timed_product()
+            self._last = time.perf_counter()
+        return tensor.detach()  # or a tensor that its own graph keeps would keep its graph
 
 
 class KeptForGradient(saved_tensors_hooks):
