@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import weakref
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from accelerate.utils import (
     prepare_multi_gpu_env,
 )
 
+from benchmark import measuring
 from benchmark.made import for_speed
-from benchmark.measuring import KeptForGradient
+from benchmark.measuring import KeptForGradient, ProductsWithin
 from benchmark.steps import count_tokenizer_memory
 from tests.conftest import ROOT, run_script
 from training.config import TokenizerConfig, load_config
@@ -173,6 +175,27 @@ def test_the_parts_of_a_step_add_up(measured):
     assert list(parts) == ["forward and backward", "update and EMA", "entropy", "lpips", "adversarial"]
     whole = next(row for row in measured["tokenizer"]["rows"] if row["part"].endswith("lpips, adversarial"))
     assert sum(parts.values()) == pytest.approx(whole["seconds"])
+
+
+def test_products_within_leave_the_work_as_it_is(monkeypatch):
+    """They run in the forward and in the backward pass, neither changing gradients nor keeping tensors."""
+    monkeypatch.setattr(measuring, "WITHIN", -1.0)  # wherever it can be
+    torch.manual_seed(0)
+    layer, inputs, kept = torch.nn.Linear(5, 5), torch.rand(3, 5), []
+
+    def gradients():
+        outputs = layer(inputs).exp().sigmoid()  # which both keep what they gave
+        kept.append(weakref.ref(outputs))
+        runs.append(within.seconds)
+        return torch.autograd.grad(outputs.sum(), layer.parameters())
+
+    within, runs = ProductsWithin(lambda: 0.5), []
+    plain = gradients()
+    with within:
+        beside = gradients()
+    torch.testing.assert_close(plain, beside, rtol=0, atol=0)
+    assert runs[0] == 0 < runs[1] < within.seconds
+    assert [tensor() for tensor in kept] == [None, None]
 
 
 def plan(folder, *options):

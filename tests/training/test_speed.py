@@ -2,6 +2,9 @@
 
 import copy
 import json
+import platform
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -15,10 +18,9 @@ from data.frames import ImageBatch
 from models.discriminator import PatchGAN
 from models.perceptual import LPIPS
 from models.vqgan import VQGAN
-from tests.conftest import TINY_GENERATOR, TINY_TOKENIZER, run_script
+from tests.conftest import ROOT, TINY_GENERATOR, TINY_TOKENIZER, run_script
 from training.config import LossSection, TokenizerConfig, load_config
 from training.run import Run
-from training.speed import compile_network
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +83,12 @@ def test_results_stay(workplace, kind, options):
     assert names <= one.keys()
 
 
-def test_compiled_perceptual_losses_stay(tmp_path):
-    torch.manual_seed(0)
+def test_compiled_perceptual_losses_stay(workplace, tmp_path):
     weights = perceptual_weights(LossSection(convnext=0), tmp_path)["lpips_weights"]
-    plain, compiled = LPIPS(weights), LPIPS(weights)
-    compile_network(compiled)
+    settings = ["training.compile=true", "losses.lpips=1", f"losses.lpips_weights={weights}"]
+    run = Run(load_config(workplace / "tokenizer.yaml", TokenizerConfig, ["run.name=perceptual", *settings]))
+    run.plan(20, "made for a test")
+    plain, compiled = LPIPS(weights), train_tokenizer.Networks(run).perceptual["lpips"]
     counters.clear()
     targets = torch.rand(2, 3, 32, 32)
     results = []
@@ -95,6 +98,27 @@ def test_compiled_perceptual_losses_stay(tmp_path):
         results.append((distances.detach(), torch.autograd.grad(distances.sum(), images)[0]))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-7)
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be told to")
+@pytest.mark.parametrize("keep", [False, True])
+def test_freed_memory_stays_on_a_cpu(keep):
+    """A second tensor of 512 MB is where the first was: the system need not give its pages again."""
+    script = f"""
+import resource, torch
+from training.speed import keep_freed_memory
+if {keep}:
+    keep_freed_memory()
+torch.ones(2**27)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**27)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    # 512 MB are 131,072 pages, or 256 huge ones
+    assert int(done.stdout) < 64 if keep else int(done.stdout) >= 256
 
 
 @pytest.mark.parametrize("network", [PatchGAN, lambda: VQGAN(32, 32, (1, 1, 2), 1)])
