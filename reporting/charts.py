@@ -517,7 +517,7 @@ def to_html(chart: Chart) -> str:
         trace["showlegend"] = trace is named[trace["name"]]
     return plotly.io.to_html(
         {"data": traces, "layout": _layout(chart)},
-        config={"responsive": True, "displaylogo": False, "modeBarButtons": TOOLS},
+        config={"displaylogo": False, "modeBarButtons": TOOLS},
         include_plotlyjs=False,
         full_html=False,
         div_id=f"chart-{chart.name}",

@@ -1,4 +1,4 @@
-// Pictures open large, beside their input; the slider; charts follow the reader's light or dark scheme.
+// Pictures open large, beside their input; the slider; charts follow the reader's scheme and their place's width.
 const shots = [...document.querySelectorAll(".shot")];
 const find = (frame, system) => shots.find(({ dataset }) => dataset.frame === frame && dataset.system === system);
 const copy = (shot) => shot.firstElementChild.cloneNode();
@@ -54,6 +54,12 @@ const paint = () => {
 };
 dark.addEventListener("change", paint);
 paint();
+
+// Plotly itself follows the window only, and drew the first charts before others stood beside them.
+const fit = new ResizeObserver((entries) => {
+  for (const { target, contentRect } of entries) if (contentRect.width) Plotly.Plots.resize(target);
+});
+document.querySelectorAll(".plotly-graph-div").forEach((chart) => fit.observe(chart));
 
 const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
 const watch = new IntersectionObserver(

@@ -405,6 +405,19 @@ def test_nothing_sticks_out(window):
         )  # charts follow a bit later
 
 
+def test_charts_are_as_wide_as_their_place(window):
+    """Though they are drawn before the page knows what will stand beside them."""
+    window.set_viewport_size({"width": 1280, "height": 900})
+    window.reload()
+    fits = """chart => {
+        const [drawing, place] = [chart.querySelector('.main-svg'), chart.parentElement];
+        return !chart.offsetWidth || Math.abs(drawing.clientWidth - place.clientWidth) < 2;
+    }"""
+    window.wait_for_function(
+        f"[...document.querySelectorAll('.plotly-graph-div')].every({fits})", timeout=5000
+    )
+
+
 def test_light_and_dark(window):
     def lightness(locator, property):
         style = f"element => getComputedStyle(element).{property}"
