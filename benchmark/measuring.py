@@ -50,7 +50,7 @@ class Bench:
         self.device = device
         self.repeats = repeats
         self.rows: list[dict] = []
-        self._made: dict[str, dict[Callable[[], object], int]] = {}  # products by precision
+        self._made: dict[str, dict[Callable[[], object], int]] = {}  # MATRICES as products, by precision
 
     def add(
         self,

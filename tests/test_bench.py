@@ -195,6 +195,31 @@ def test_products_within_leave_the_work_as_it_is(monkeypatch):
     assert runs[0] == 0 < runs[1] < within.seconds
 
 
+def test_the_time_of_products_within_is_taken_off(monkeypatch):
+    """By a clock that the work moves on by 3 s and a product by a quarter of a second."""
+    clock, matmul = [0.0], torch.matmul
+
+    def product(one, other):
+        clock[0] += 0.25
+        return matmul(one, other)
+
+    def work():
+        clock[0] += 3.0
+        weight = torch.rand(5, requires_grad=True)
+        weight.exp().sigmoid().sum().backward()
+
+    monkeypatch.setattr(measuring, "WITHIN", -1.0)
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch, "matmul", product)
+    monkeypatch.setitem(measuring.MATRICES, "cpu", ((8, 8, 8), (16, 8, 8)))
+    bench = measuring.Bench(torch.device("cpu"), 1)
+    seconds, rate = bench.beside_products(work, "float32")
+    # 2 at the start, 6 before and 6 after, and more within
+    assert clock[0] > 3.0 + 0.25 * (2 + 6 + 6)
+    assert seconds == 3.0
+    assert rate == 2 * 16 * 8 * 8 / 0.25  # of the faster shape
+
+
 def plan(folder, *options):
     configs = ["--config", folder / "tiny.yaml", "--generator-config", folder / "tiny_generator.yaml"]
     printed = run_script("bench.py", "plan", *configs, *options, "--json", folder / "plan.json")
