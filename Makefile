@@ -6,6 +6,9 @@
 #            PYTHON    the Python that makes it, 3.11 or newer
 #            OUT       place of the demo's files, or of the study's: by default demo_out, and here
 #            VIDEOS, LABELS    your own clips for the demo instead of rendered ones, in BDD100K's layout
+#            IMAGES            your own pictures for the demo; BDD100K's stills (images/100k) for the study
+#            FAMILY=as_run     the study as its code ran it, not as its text says
+#            LADDER=1          instead: one tokenizer from as run to our own recipe, step by step
 #            DRY_RUN=1         the study's commands are printed, not run
 #            REHEARSE=1        the study in minutes, on few frames with tiny networks, under OUT/rehearsal
 
@@ -13,6 +16,7 @@
 study: OUT := $(or $(OUT),.)
 study: VIDEOS := $(VIDEOS)
 study: LABELS := $(LABELS)
+study: IMAGES := $(IMAGES)
 
 ENV ?= .venv
 PYTHON ?= python3
@@ -33,17 +37,21 @@ $(ENV)/installed: requirements.txt bootstrap_env.py
 test: $(ENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses $(shell nproc)
 
 study: $(ENV)/installed
-	$(PY) study.py $(if $(VIDEOS),--videos $(VIDEOS)) $(if $(LABELS),--labels $(LABELS)) --out $(OUT) \
-	    $(if $(DRY_RUN),--dry-run) $(if $(REHEARSE),--rehearse)
+	$(PY) study.py $(if $(VIDEOS),--videos $(VIDEOS)) $(if $(IMAGES),--images $(IMAGES)) \
+	    $(if $(LABELS),--labels $(LABELS)) --out $(OUT) $(if $(FAMILY),--family $(FAMILY)) \
+	    $(if $(LADDER),--ladder) $(if $(DRY_RUN),--dry-run) $(if $(REHEARSE),--rehearse)
 
-ifdef VIDEOS
-FRAMES_PER_VIDEO := 24
+ifdef IMAGES
+SOURCE = --images $(IMAGES)
+clips: $(ENV)/installed
+else ifdef VIDEOS
+SOURCE = --videos $(VIDEOS) --frames-per-video 24
 clips: $(ENV)/installed
 else
-FRAMES_PER_VIDEO := 2
+SOURCE = --videos $(VIDEOS) --frames-per-video 2
 VIDEOS := $(OUT)/videos
 LABELS := $(OUT)/labels/det_20
 clips: $(ENV)/installed
@@ -52,8 +60,7 @@ endif
 
 # The real FID where its weights can be had; otherwise the distance of random features, under its own name.
 demo: clips
-	$(PY) extract_frames.py --videos $(VIDEOS) $(if $(LABELS),--labels $(LABELS)) --out $(OUT)/frames \
-	    --frames-per-video $(FRAMES_PER_VIDEO) --short-side 128
+	$(PY) extract_frames.py $(SOURCE) $(if $(LABELS),--labels $(LABELS)) --out $(OUT)/frames --short-side 128
 	$(LAUNCH) train_tokenizer.py --config configs/demo_tokenizer.yaml $(IN_OUT)
 	$(LAUNCH) train_maskgit.py --config configs/demo_maskgit.yaml $(IN_OUT) \
 	    --set tokenizer=$(OUT)/runs/demo_tokenizer --set data.tokens=$(OUT)/tokens

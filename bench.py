@@ -42,13 +42,13 @@ from errors import UserError, command
 from metrics.inception import RandomInceptionFeatures
 from models.maskgit import MaskGIT
 from models.storage import build_tokenizer, save_model
-from study import CELLS
-from training.config import GeneratorConfig, Section, TokenizerConfig, load_config
+from training.cells import CONFIGS, cells_of
+from training.config import GeneratorConfig, TokenizerConfig, load_config
 from training.run import Run
+from training.sections import Section
 from training.tokens import TokenCache, cached_tokens
 
 ROOT = Path(__file__).parent
-CONFIGS = ROOT / "configs"
 
 
 @command
@@ -222,7 +222,8 @@ def bench_loading(arguments: argparse.Namespace, folder: Path) -> dict:
     data, size = run.config.data, run.config.model.image_size
     frames = write_frames(folder / "frames", arguments.images)
     listed = list_frames(frames, "train")
-    dataset = FrameDataset(frames / "train", listed, size, run.config.run.seed, data.random_crop, data.flip)
+    augmentation = (data.resize, run.config.run.seed, data.random_crop, data.flip)
+    dataset = FrameDataset(frames / "train", listed, size, *augmentation)
     loader = train_tokenizer.training_loader(run, dataset, run.plan(len(listed), "made for speed"))
     batches, source = iter(loader), f"JPEGs, {run.loader_workers} workers"
     batch_size = run.config.training.global_batch_size
@@ -334,7 +335,7 @@ def plan(arguments: argparse.Namespace, folder: Path) -> dict:
     rates, costs = measured_rates(arguments.rates), Costs(folder)
     tokenizers, generators = arguments.config, arguments.generator_config
     if not tokenizers and not generators:
-        cells = [CONFIGS / f"{name}.yaml" for name in CELLS]
+        cells = [CONFIGS / f"{cell}.yaml" for cell in cells_of("text")]
         generators = [path for path in cells if path.name.startswith("maskgit_")]
         tokenizers = [path for path in cells if path not in generators]
     paths = [(costs.of_tokenizer, path) for path in tokenizers]

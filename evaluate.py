@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from data.frames import FrameDataset, evaluation_loader, frames_fingerprint, list_frames, to_unit_range
 from errors import UserError, command
+from metrics import as_run
 from metrics import features as feature_files
 from metrics.codebook import CodebookUsage
 from metrics.dinov2 import DINOv2Features
@@ -78,6 +79,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--all", action="store_true", help="every metric that suits the run, but --fill and --locality"
     )
+    parser.add_argument(
+        "--as-run",
+        action="store_true",
+        help="--rfid, --gfid and --codebook as the study's scripts measure them, on 1,000 images and under "
+        f"names of their own: rfid{as_run.SUFFIX}, …",
+    )
     parser.add_argument("--run", help="a run folder; by default the newest under --runs")
     parser.add_argument("--runs", default="runs", help="folder of runs")
     parser.add_argument("--frames", help="folder of frames; by default the run's own")
@@ -102,6 +109,10 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not arguments.metrics and not arguments.all:
         parser.error("name at least one metric, or --all")
+    others = [name for name in arguments.metrics if name not in as_run.METRICS]
+    if arguments.as_run and (others or arguments.all):
+        other = option(others[0]) if others else "--all"
+        parser.error(f"--as-run is for {', '.join(map(option, as_run.METRICS))}; {other} has no such measure")
     if arguments.num is not None and arguments.num < 1:
         parser.error(f"--num {arguments.num}: generate at least one image")
     for ratio in arguments.mask_ratio or []:
@@ -160,6 +171,8 @@ def measure_tokenizer(
     for _, images in frames.batches():
         codes = tokenizer.encode(images)
         restored = tokenizer.decode(codes)
+        if arguments.as_run:
+            images, restored = (as_run.saved(2 * each - 1) for each in (images, restored))
         usage.update(codes)
         for similarity in similarities.values():
             similarity.update(restored, images)
@@ -196,7 +209,7 @@ def measure_generator(
     real, missing = frames.features(extractors)
     if missing.extractors:
         for _, images in frames.batches():
-            missing.update(images)
+            missing.update(as_run.saved(2 * images - 1) if arguments.as_run else images)
         gathered = gather(accelerator, missing)
         real |= gathered
         if accelerator.is_main_process:
@@ -234,6 +247,7 @@ def generate_features(
     sampling = run.config.sampling.model_dump()
     recipe = [fingerprint(run.folder), fingerprint(run.config.tokenizer), sampling, arguments.seed, num]
     recipe += [chunk, *sorted(extractor.name for extractor in extractors)]
+    recipe += [as_run.SUFFIX] if arguments.as_run else []
     if generator.conditions:
         recipe.append(labels_fingerprint(frames.listed, list(generator.conditions)))
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
@@ -255,7 +269,10 @@ def generate_features(
             codes = generator.generate(
                 num=size, conditions=asked, seed=arguments.seed, first_index=first, **sampling
             )
-            made.update(tokenizer.decode(codes))
+            if arguments.as_run:  # the script takes what is in [0, 1] for images in [-1, 1]
+                made.update(as_run.saved(tokenizer.to_images(tokenizer.quantizer.lookup(codes))))
+            else:
+                made.update(tokenizer.decode(codes))
         save_features(paths[start], made.features())
     accelerator.wait_for_everyone()
     return folder
@@ -384,9 +401,12 @@ class ValidationFrames:
         self.arguments = arguments
         self.folder = Path(arguments.frames or run.config.data.frames)
         self.listed = list_frames(self.folder, "val", **run.config.data.val.model_dump())
+        kind = run.config.data.resize
+        if arguments.as_run:
+            self.listed, kind = self.listed[: as_run.NUM_IMAGES], kind + as_run.SUFFIX
         names = [frame.file_name for frame in self.listed]
         places = (self.folder / ".features", run.folder / "eval" / ".features")
-        self.cache = FeatureCache(self.folder / "val", names, size, places)
+        self.cache = FeatureCache(self.folder / "val", names, size, kind, places)
 
     def conditions(self, generator: MaskGIT) -> Tensor:
         """What the frames' labels say of a generator's conditions: int64 (N, C), C = 0 if it has none."""
@@ -402,15 +422,15 @@ class ValidationFrames:
         index, processes = self.accelerator.process_index, self.accelerator.num_processes
         listed = self.listed[:num]
         start, end = (len(listed) * each // processes for each in (index, index + 1))
-        dataset = FrameDataset(self.folder / "val", listed[start:end], self.size)
+        dataset = FrameDataset(self.folder / "val", listed[start:end], self.size, self.run.config.data.resize)
         loader = evaluation_loader(dataset, self.arguments.batch_size, self.arguments.workers)
-        broken = []
+        broken = {}
         for batch in tqdm(loader, desc=f"{self.folder}/val", disable=not self.accelerator.is_main_process):
-            broken += [dataset.frames[place].file_name for place in batch.broken]
+            broken |= batch.broken
             if len(batch.images):
                 yield start + batch.indices, to_unit_range(batch.images, self.accelerator.device)
-        for name in broken:
-            tqdm.write(f"{self.folder}/val/{name}: not readable as a picture, left out")
+        for place, reason in broken.items():
+            tqdm.write(f"{self.folder}/val/{dataset.frames[place].file_name}: {reason}, left out")
 
     def features(self, extractors: dict[str, nn.Module]) -> tuple[dict[str, Tensor], FeatureSet]:
         """The features (n, dim) that are kept, on the main process, and a set for those that aren't."""
@@ -531,6 +551,7 @@ def save_result(
 ) -> None:
     """Write eval/<name>.json in the run's folder and print the value."""
     run, arguments = frames.run, frames.arguments
+    name += as_run.SUFFIX if arguments.as_run else ""
     record = {
         "metric": name,
         **result,

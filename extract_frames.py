@@ -1,10 +1,12 @@
-"""Take frames out of driving video: a JPEG a frame, by split and video, and a metadata.jsonl a split.
+"""Take frames out of driving video, or pictures as they are: JPEGs by split and video, and a metadata.jsonl.
 
     python extract_frames.py --videos bdd100k/videos --labels bdd100k/labels/det_20 --out frames
+    python extract_frames.py --images bdd100k/images/100k --labels bdd100k/labels/det_20 --out frames
 
 A clip's folder appears by a rename once all its JPEGs and its part of the metadata are in it. So a clip is
 done or untouched wherever the command is interrupted, and the same command goes on from there. Every run, and
-every shard of a job array, ends by putting metadata.jsonl together from all clips that are done.
+every shard of a job array, ends by putting metadata.jsonl together from all clips that are done. A picture is
+a video of one frame.
 """
 
 import argparse
@@ -12,7 +14,6 @@ import collections
 import concurrent.futures
 import contextlib
 import fcntl
-import hashlib
 import json
 import multiprocessing
 import os
@@ -31,21 +32,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.bdd100k import ATTRIBUTES, read_labels
+from data.pictures import QUALITY, open_picture, resize, shown, write_jpeg
 from data.shards import parse_shard
+from data.sources import SPLITS, Still, choose_sources, find_sources
+from data.sources import name_hash as name_hash  # which names go to val, for whoever asks
 from data.video import Clip
 from errors import UserError, command
 
-SUFFIXES = (".mov", ".mp4", ".m4v", ".avi", ".mkv", ".webm", ".ts")
-SPLITS = ("train", "val")
-VAL_FRACTION = 0.2  # where neither folders nor --val-fraction tell
-SALT = b"driving-tokens/clips"
 RECORD = ".frames.json"  # in the folder of a clip that is done: its part of the metadata
 OPTIONS = ".extraction"  # in the output folder: the options that all its clips share
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 class Job(NamedTuple):
-    path: Path
+    paths: tuple[Path | Still, ...]  # a clip, or the pictures of one video
     folder: Path  # out/split/video
     labels: dict[str, str | None]
     selection: tuple[str, int | Fraction | list[Fraction]]  # frames-per-video, fps or times, and its value
@@ -55,7 +55,7 @@ class Job(NamedTuple):
 class Outcome(NamedTuple):
     frames: int = 0
     past_end: int = 0  # how many of --times are after the clip's end
-    error: str | None = None
+    errors: tuple[str, ...] = ()  # of the clip, or of each broken picture
 
 
 @command
@@ -65,21 +65,22 @@ def main():
     labels = read_labels(args.labels) if args.labels else {}
     unlabelled = dict.fromkeys(ATTRIBUTES)
     jobs = []
-    for split, path in choose_clips(find_clips(args), labels, args):
-        folder, attributes = args.out / split / path.stem, labels.get(path.stem, unlabelled)
-        jobs.append(Job(path, folder, attributes, args.selection, args.short_side))
-    frames, past_end, errors = 0, 0, []
+    for source in choose_sources(find_sources(args), labels, args):
+        folder, attributes = args.out / source.split / source.name, labels.get(source.label, unlabelled)
+        jobs.append(Job(source.paths, folder, attributes, args.selection, args.short_side))
+    frames, past_end, failed, errors = 0, 0, 0, []
+    kind = "clips" if args.videos else "pictures"
     try:
         keep_options(args)
         todo = [job for job in jobs if not is_done(job.folder)]
         try:
-            progress = tqdm(total=len(todo), unit="clip")
+            progress = tqdm(total=len(todo), unit=kind[:-1])
             with progress as bar, contextlib.closing(extract_clips(todo, args.workers)) as outcomes:
                 for outcome in outcomes:
-                    if outcome.error:
-                        if args.strict:
-                            raise UserError(f"{outcome.error} (without --strict it would be skipped)")
-                        errors.append(outcome.error)
+                    if outcome.errors and args.strict:
+                        raise UserError(f"{outcome.errors[0]} (without --strict it would be skipped)")
+                    errors += outcome.errors
+                    failed += bool(outcome.errors) and not outcome.frames
                     frames, past_end = frames + outcome.frames, past_end + outcome.past_end
                     rate = frames / max(bar.format_dict["elapsed"], 0.001)
                     bar.set_postfix({"frames": frames, "frames/s": f"{rate:.1f}"}, refresh=False)
@@ -90,14 +91,14 @@ def main():
     except OSError as error:
         raise UserError(f"{error.filename or args.out}: {error.strerror or error}") from error
 
-    before = f"; {len(jobs) - len(todo)} clips were done before" if len(todo) < len(jobs) else ""
-    print(f"{args.out}: {frames} frames of {len(todo) - len(errors)} clips{before}")
+    before = f"; {len(jobs) - len(todo)} {kind} were done before" if len(todo) < len(jobs) else ""
+    print(f"{args.out}: {frames} frames of {len(todo) - failed} {kind}{before}")
     if past_end:
         print(f"skipped {past_end} times past the end of their clip")
     if errors:
-        print(f"skipped {len(errors)} clips:", *sorted(errors), sep="\n  ")
-    if jobs and len(errors) == len(jobs):
-        raise UserError(f"{args.videos}: none of its {len(jobs)} clips gave frames")
+        print(f"skipped {len(errors)} {kind}:", *sorted(errors), sep="\n  ")
+    if jobs and failed == len(jobs):
+        raise UserError(f"{args.videos or args.images}: none of its {len(jobs)} {kind} gave frames")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -124,7 +125,9 @@ def parse_arguments() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description="Take frames out of driving video.")
     add = parser.add_argument
-    add("--videos", type=Path, required=True, help="folder of clips, perhaps with train/ and val/ in it")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--videos", type=Path, help="folder of clips, perhaps with train/ and val/ in it")
+    where.add_argument("--images", type=Path, help="folder of JPEG, PNG or WebP pictures, likewise")
     add("--labels", type=Path, help="BDD100K's labels, new form or old: their folder or a file")
     add("--out", type=Path, default=Path("frames"), help="folder to write to (default: frames)")
     which = parser.add_mutually_exclusive_group()
@@ -142,70 +145,19 @@ def parse_arguments() -> argparse.Namespace:
     add("--val-fraction", type=at_least(0, float), help="split by video, and put so much in val")
     add("--workers", type=at_least(1), default=CPUS, help=f"processes (default: one a CPU, here {CPUS})")
     add("--strict", action="store_true", help="stop at the first clip that cannot be read")
-    parser.set_defaults(selection=("frames-per-video", 2))
-    return parser.parse_args()
-
-
-def find_clips(args: argparse.Namespace) -> list[tuple[str, Path]]:
-    """(split, path) of every clip under `--videos`: split by folder, or else by a hash of the clip's name."""
-    if not args.videos.is_dir():
-        raise UserError(f"{args.videos}: no such folder")
-    folders = [split for split in SPLITS if (args.videos / split).is_dir()]
-    if args.val_fraction is None and not folders:
-        args.val_fraction = VAL_FRACTION
-        print(
-            f"{args.videos}: no train/ or val/, so {VAL_FRACTION:.0%} of its clips go to val (--val-fraction)"
-        )
-    if args.val_fraction is None:
-        clips = [(split, path) for split in folders for path in clips_under(args.videos / split)]
-        if (args.videos / "test").is_dir():
-            print(f"{args.videos / 'test'} is left out; with --val-fraction it would be split like the rest")
-    else:
-        paths = clips_under(args.videos)
-        clips = [(SPLITS[name_hash(path) < args.val_fraction], path) for path in paths]
-    if not clips:
-        raise UserError(f"{args.videos}: no clips in it ({', '.join(SUFFIXES)})")
-    by_name = {}
-    for _, path in clips:
-        if by_name.setdefault(path.stem, path) != path:
-            raise UserError(f"{path}: named like {by_name[path.stem]}; rename one of them")
-    return clips
-
-
-def clips_under(folder: Path) -> list[Path]:
-    """Every clip in a folder and the folders in it, hidden files left out."""
-    paths = folder.rglob("[!.]*")
-    return [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
-
-
-def name_hash(path: Path) -> float:
-    """A number from 0 to 1 that looks random and depends on the clip's name alone."""
-    return int.from_bytes(hashlib.blake2b(path.stem.encode(), key=SALT, digest_size=8).digest()) / 2**64
-
-
-def choose_clips(clips: list, labels: dict, args: argparse.Namespace) -> list[tuple[str, Path]]:
-    """The clips that the filters, `--limit` and `--shard` leave, ordered by hash: a limit takes a sample."""
-    if labels:
-        print(f"{sum(path.stem in labels for _, path in clips)} of {len(clips)} clips are labelled")
-    for name in ATTRIBUTES:
-        if (wanted := getattr(args, name)) is None:
-            continue
-        known = sorted({label[name] for label in labels.values()} - {None})
-        if unknown := set(wanted) - set(known):
-            known = ", ".join(known) if labels else "nothing without --labels"
-            raise UserError(f"--{name} {','.join(sorted(unknown))}: there is {known}")
-        clips = [(split, path) for split, path in clips if labels.get(path.stem, {}).get(name) in wanted]
-    if not clips:
-        raise UserError(f"{args.videos}: no clip is labelled as asked")
-    index, count = args.shard
-    return sorted(clips, key=lambda clip: name_hash(clip[1]))[: args.limit][index::count]
+    args = parser.parse_args()
+    if args.images and args.selection:
+        parser.error(f"--{args.selection[0]} chooses frames of videos; of pictures each is one")
+    args.selection = args.selection or ("frames-per-video", 2)
+    return args
 
 
 def keep_options(args: argparse.Namespace):
     """Write down what the clips in the output folder have to agree in, or see that it is as before."""
     option, value = args.selection
-    shown = ",".join(f"{float(time)}" for time in value) if option == "times" else value
-    options = f"--{option} {shown} --short-side {args.short_side}"
+    text = ",".join(f"{float(time)}" for time in value) if option == "times" else value
+    options = f"--{option} {text}" if args.videos else "--images"
+    options += f" --short-side {args.short_side}"
     if args.val_fraction is not None:
         options += f" --val-fraction {args.val_fraction}"
     args.out.mkdir(parents=True, exist_ok=True)
@@ -247,7 +199,8 @@ def extract_clips(jobs: list[Job], workers: int) -> Iterator[Outcome]:
                 try:
                     yield pool.submit(extract_clip, job).result()
                 except BrokenProcessPool:
-                    yield Outcome(error=f"{job.path}: decoding it crashed, or ran out of memory")
+                    first = job.paths[0].path if is_still(job) else job.paths[0]
+                    yield Outcome(errors=(f"{shown(first)}: decoding it crashed, or ran out of memory",))
 
 
 def start_workers(count: int) -> concurrent.futures.ProcessPoolExecutor:
@@ -267,30 +220,66 @@ def set_up_worker():
 
 
 def extract_clip(job: Job) -> Outcome:
-    """Write a clip's frames and record beside its folder, then rename."""
+    """Write a clip's frames, or a video's pictures, and their record beside their folder, then rename."""
     video = job.folder.name
     partial = job.folder.with_name(f".{video}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    rows = []
+    take, past_end, rows, errors = take_stills if is_still(job) else take_frames, 0, [], []
     try:
-        with Clip(job.path) as clip:
-            indices = choose_frames(clip, *job.selection)
-            for index, array in clip.frames(set(indices) - {None}):
-                image = resize(Image.fromarray(array), job.short_side)
-                name = f"{video}-{index + 1:07d}.jpg"
-                image.save(partial / name, quality=95)
-                row = {"file_name": f"{video}/{name}", "video": video, "frame": index + 1}
-                row["timestamp_ms"] = clip.milliseconds(index)
-                row["width"], row["height"] = image.size
-                rows.append(row | job.labels)
+        for frame, milliseconds, size in take(job, partial, errors):
+            if frame is None:
+                past_end += 1
+                continue
+            row = {"file_name": f"{video}/{frame_name(video, frame)}", "video": video, "frame": frame}
+            row |= {"timestamp_ms": milliseconds, "width": size[0], "height": size[1]}
+            rows.append(row | job.labels)
     except UserError as error:
+        errors, rows = [str(error)], []
+    if errors and not rows:
         shutil.rmtree(partial)
-        return Outcome(error=str(error))
+        return Outcome(errors=tuple(errors))
     (partial / RECORD).write_text(json.dumps(rows))
     shutil.rmtree(job.folder, ignore_errors=True)  # there only if it has lost frames
     partial.rename(job.folder)
-    return Outcome(frames=len(rows), past_end=indices.count(None))
+    return Outcome(len(rows), past_end, tuple(errors))
+
+
+def is_still(job: Job) -> bool:
+    """Whether a job has pictures, not a clip."""
+    return isinstance(job.paths[0], Still)
+
+
+def take_frames(
+    job: Job, folder: Path, errors: list[str]
+) -> Iterator[tuple[int | None, int | None, tuple[int, int]]]:
+    """Write a clip's chosen frames: each one's number, time and size; no number for a time past the end."""
+    with Clip(job.paths[0]) as clip:
+        indices = choose_frames(clip, *job.selection)
+        yield from [(None, None, (0, 0))] * indices.count(None)
+        for index, array in clip.frames(set(indices) - {None}):
+            image = resize(Image.fromarray(array), job.short_side)
+            image.save(folder / frame_name(job.folder.name, index + 1), quality=QUALITY)
+            yield index + 1, clip.milliseconds(index), image.size
+
+
+def take_stills(
+    job: Job, folder: Path, errors: list[str]
+) -> Iterator[tuple[int, int | None, tuple[int, int]]]:
+    """Write a video's pictures: each one's number, time and size; broken ones go to `errors`."""
+    for path, frame, milliseconds in job.paths:
+        try:
+            with open_picture(path) as picture:
+                size = write_jpeg(picture, job.short_side, folder / frame_name(job.folder.name, frame))
+        except UserError as error:
+            errors.append(str(error))
+        else:
+            yield frame, milliseconds, size
+
+
+def frame_name(video: str, frame: int) -> str:
+    """BDD100K's name of a frame's file."""
+    return f"{video}-{frame:07d}.jpg"
 
 
 def choose_frames(clip: Clip, option: str, value: int | Fraction | list[Fraction]) -> list[int | None]:
@@ -298,13 +287,6 @@ def choose_frames(clip: Clip, option: str, value: int | Fraction | list[Fraction
     if option == "times":
         return [clip.at(time) for time in value]
     return clip.every(value) if option == "fps" else clip.spread(value)
-
-
-def resize(image: Image.Image, short_side: int) -> Image.Image:
-    if short_side in (0, min(image.size)):
-        return image
-    scale = short_side / min(image.size)
-    return image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
 
 
 def write_metadata(folder: Path, labels: dict):

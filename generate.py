@@ -14,7 +14,8 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from data.bdd100k import ATTRIBUTES
-from data.frames import FrameDataset, list_frames, load_image, to_unit_range
+from data.frames import FrameDataset, collate_images, cut_square, list_frames, to_unit_range
+from data.pictures import read_picture
 from errors import UserError, command
 from models.editing import (
     MASK_RATIOS,
@@ -36,8 +37,9 @@ from reporting.picture_table import (
     to_picture,
     with_tokens,
 )
-from training.config import GeneratorConfig, SamplingSection
+from training.config import GeneratorConfig
 from training.finished import FinishedRun, load_with_tokenizer, newest_run, read_run
+from training.sections import SamplingSection
 from training.tokens import condition_array
 
 NUM = {"synthesize": 16, "fill": 8, "edit": 4}  # without --num
@@ -78,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument_group(
         "edit", "edit.png and edit.json: the tokens that a region of a picture depends on are filled anew"
     ).add_argument
-    add("--image", type=Path, help="its centre square is resized to the tokenizer's image size: input.png")
+    add("--image", type=Path, help="cut to the tokenizer's image size as the run's frames are: input.png")
     add("--box", metavar="X0,Y0,X1,Y1", help="the region in pixels of input.png: x0 ≤ x < x1, y0 ≤ y < y1")
     add(
         "--edit-tokens",
@@ -232,16 +234,15 @@ def fill(sampler: Sampler, arguments: argparse.Namespace) -> None:
     run, num_tokens = sampler.run, sampler.tokenizer.num_tokens
     folder = Path(arguments.frames or run.config.data.frames)
     frames = list_frames(folder, "val", **run.config.data.val.model_dump())[: arguments.num]
-    dataset = FrameDataset(folder / "val", frames, sampler.tokenizer.image_size)
-    read = {place: dataset[place][0] for place in range(len(frames))}
-    for place in [place for place, image in read.items() if image is None]:
-        print(f"{folder}/val/{frames[place].file_name}: not readable as a picture, left out")
-        del read[place]
-    if not read:
-        raise UserError(f"{folder}/val: none of the first {len(frames)} frames can be read")
+    dataset = FrameDataset(folder / "val", frames, sampler.tokenizer.image_size, run.config.data.resize)
+    batch = collate_images([dataset[place] for place in range(len(frames))])
+    for place, reason in batch.broken.items():
+        print(f"{folder}/val/{frames[place].file_name}: {reason}, left out")
+    if len(batch.indices) == 0:
+        raise UserError(f"{folder}/val: none of the first {len(frames)} frames can be used")
 
     # Masks and noise go by a frame's place, which one that is left out keeps.
-    places, inputs = list(read), torch.stack(list(read.values()))
+    places, inputs = batch.indices.tolist(), batch.images
     codes = torch.zeros(len(frames), num_tokens, dtype=torch.int64, device=sampler.device)
     codes[places] = sampler.encode(inputs)
     own = torch.from_numpy(condition_array(frames, sampler.generator.conditions)).to(sampler.device)
@@ -278,9 +279,10 @@ def edit(sampler: Sampler, arguments: argparse.Namespace) -> None:
     if num is not None and not 1 <= num <= tokenizer.num_tokens:
         raise UserError(f"--edit-tokens {num}: a picture has {tokenizer.num_tokens} tokens; edit 1 or more")
     try:
-        image = torch.tensor(load_image(arguments.image, size)).permute(2, 0, 1)
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"--image {arguments.image}: not readable as a picture ({error})") from error
+        image = torch.tensor(cut_square(read_picture(arguments.image), size, run.config.data.resize))
+    except UserError as error:
+        raise UserError(f"--image {error}") from error
+    image = image.permute(2, 0, 1)
 
     codes = sampler.encode(image[None])
     influence = token_influence(tokenizer, codes[0], seed=sampler.seed, batch_size=sampler.batch_size)

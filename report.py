@@ -5,17 +5,23 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from data.frames import FrameDataset, collate_images, list_frames, to_unit_range
 from errors import UserError, command
+from models.encoder_as_run import LOST
 from reporting.charts import STUDY_CHARTS, build_charts, draw, save_figure
 from reporting.figures import build_figures
+from reporting.ladder import build_ladder, ladder_to_csv, ladder_to_markdown
+from reporting.loading import LoadingLoss, draw_loading, loading_loss, loading_to_csv, pixels_of
 from reporting.page import render_page
-from reporting.pictures import choose_frames, make_pictures
+from reporting.pictures import choose_frames, make_pictures, native_size
 from reporting.representation import Representations, compare_representations, draw_representations
 from reporting.runs import Run, read_runs
 from reporting.tables import build_tables, runs_outside, to_csv, to_latex, to_markdown
+from training.model_sections import TiTokSection
 
 GENERATED_IMAGES = 16  # by each generator
 COMPARED_FRAMES = 128  # at most, whose representations are compared
@@ -29,6 +35,17 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("report"), help="index.html, tables/, figures/ go here"
     )
+    parser.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="INIT[=WEIGHTS]",
+        help="measure what the study's way of loading loses of a published encoder, also without any run: "
+        f"{', '.join(LOST)}; repeatable. Those that the runs start from are always there",
+    )
+    parser.add_argument(
+        "--frames", default="frames", help="of --source, where there is no run: folder of frames"
+    )
     parser.add_argument("--num-images", type=int, default=8, help="validation frames to reconstruct")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random: generation, t-SNE, codes")
     arguments = parser.parse_args()
@@ -36,7 +53,8 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     runs, left_out = read_runs(arguments.runs)
-    if not runs:
+    sources = read_sources(arguments.source, runs)
+    if not runs and not sources:
         reasons = f" ({'; '.join(left_out)})" if left_out else ""
         raise UserError(f"{arguments.runs}: no finished run there{reasons}; train_tokenizer.py makes one")
 
@@ -44,6 +62,10 @@ def main() -> None:
     for table in tables:
         for suffix, text in {"md": to_markdown, "csv": to_csv, "tex": to_latex}.items():
             write(out / "tables" / f"table_{table.number}.{suffix}", text(table))
+    ladder = build_ladder(runs)
+    if ladder:
+        write(out / "tables" / "ladder.md", ladder_to_markdown(ladder))
+        write(out / "tables" / "ladder.csv", ladder_to_csv(ladder))
     charts = build_charts(runs)
     drawn_charts = {chart.name for chart in charts}
     left_out += [f"{name}: needs {what}" for name, what in STUDY_CHARTS.items() if name not in drawn_charts]
@@ -56,6 +78,10 @@ def main() -> None:
     print("comparing representations", flush=True)
     representations = compare(runs, device, seed, left_out)
     drawn = draw_representations(representations) if representations else []
+    losses = measure_sources(sources, runs, Path(arguments.frames), device, left_out)
+    if losses:
+        drawn.append(draw_loading(losses))
+        write(out / "tables" / "loading.csv", loading_to_csv(losses))
 
     for name, text in (representations.to_csv() if representations else {}).items():
         write(out / "tables" / f"{name}.csv", text)
@@ -68,6 +94,8 @@ def main() -> None:
         runs=runs,
         pictures=pictures,
         tables=tables,
+        ladder=ladder,
+        losses=losses,
         outside=runs_outside(runs),
         charts=charts,
         figures=figures,
@@ -88,7 +116,7 @@ def compare(runs: list[Run], device: torch.device, seed: int, left_out: list[str
     if not tokenizers:
         return None
     try:
-        folder, frames = choose_frames(tokenizers[-1], COMPARED_FRAMES)
+        folder, frames = choose_frames(tokenizers[-1], COMPARED_FRAMES, native_size(tokenizers))
     except UserError as error:
         left_out.append(f"representations: {error}")
         return None
@@ -98,6 +126,54 @@ def compare(runs: list[Run], device: torch.device, seed: int, left_out: list[str
     representations, missing = compare_representations(runs, folder, frames, device, seed)
     left_out += missing
     return representations
+
+
+class Source(NamedTuple):
+    """A published encoder whose loading is looked at, and how it is read."""
+
+    weights: str | None
+    pixels: tuple[int, int]  # of the image and of a patch
+    size: dict[str, int]  # width, depth and heads; empty for ViT-B
+
+
+def read_sources(asked: list[str], runs: list[Run]) -> dict[str, Source]:
+    """By init: what runs start from, and over it what is asked for. Raises UserError on another init."""
+    sources = {}
+    for run in runs:
+        model = run.config.model
+        if not run.is_generator and isinstance(model, TiTokSection) and model.encoder.init in LOST:
+            encoder = model.encoder
+            size = {"width": encoder.width, "depth": encoder.depth, "heads": encoder.heads}
+            sources[encoder.init] = Source(encoder.weights, pixels_of(encoder.init), size)
+    for text in asked:
+        init, _, weights = text.partition("=")
+        if init not in LOST:
+            raise UserError(f"--source {text}: the study starts from {', '.join(LOST)}")
+        sources[init] = Source(weights or None, pixels_of(init), {})
+    return sources
+
+
+def measure_sources(
+    sources: dict[str, Source], runs: list[Run], frames: Path, device: torch.device, left_out: list[str]
+) -> list[LoadingLoss]:
+    """What each source loses over validation frames, as the study cut them; `left_out` says what lacks."""
+    tokenizers = [run for run in runs if not run.is_generator]
+    losses = []
+    for init, (weights, (pixels, patch), size) in sources.items():
+        try:
+            if tokenizers:
+                folder, chosen = choose_frames(tokenizers[-1], COMPARED_FRAMES)
+            else:
+                folder, chosen = frames / "val", list_frames(frames, "val")[:COMPARED_FRAMES]
+            dataset = FrameDataset(folder, chosen, pixels)
+            batch = collate_images([dataset[place] for place in range(len(chosen))])
+            if len(batch.indices) < FEWEST_COMPARED:
+                raise UserError(f"{folder} has fewer than {FEWEST_COMPARED} frames that can be used")
+            images = to_unit_range(batch.images, device)
+            losses.append(loading_loss(init, images, weights, patch, **size))
+        except UserError as error:
+            left_out.append(f"what loading {init} as the study did loses: {error}")
+    return losses
 
 
 def write(path: Path, text: str) -> None:

@@ -1,31 +1,27 @@
 """The whole study: its frames, every tokenizer and generator with what is measured of each, and the report.
 
     python study.py --videos bdd100k/videos --labels bdd100k/labels/det_20
+    python study.py --images bdd100k/images/100k --labels bdd100k/labels/det_20 --ladder
 
 One command runs after another, each printed as a person could type it. What is finished is skipped and what
 was interrupted goes on, so the same line continues the study whenever it has stopped.
 """
 
 import argparse
-import contextlib
 import importlib
 import json
 import math
-import multiprocessing
 import os
 import runpy
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import psutil
 from safetensors.torch import save_file
 
 from errors import UserError, command
@@ -35,43 +31,12 @@ from models.encoder import LatentEncoder
 from models.perceptual import LPIPS, ConvNeXtLogits
 from models.pretrained import SOURCES, build_encoder
 from models.storage import fingerprint, read_provenance
-from training.config import GeneratorConfig, TiTokSection, TokenizerConfig, load_config
+from training.cells import FAMILIES, LADDER, cells_of, is_generator, read_cell
 from training.finished import read_run
+from training.model_sections import TiTokSection
+from training.processes import execute, in_fork
 
 ROOT = Path(__file__).resolve().parent
-
-# The study's cells, each a config and a run of that name: a first answer to each question, then the rest.
-CELLS = [
-    # 1D tokens beside VQGAN's grid, with and without initialisation, and what they are worth for generation
-    "mae_64",
-    "vqgan",
-    "titok_64_150ep",
-    "maskgit_mae_64",
-    "maskgit_vqgan",
-    "maskgit_titok_64",
-    # How many tokens are needed
-    "mae_128",
-    "mae_32",
-    "mae_256",
-    "mae_16",
-    # The other initialisations, and generation on their tokens
-    "dinov2_64",
-    "dino_64",
-    "clip_64",
-    "depth_anything_v2_64",
-    "maskgit_dinov2_64",
-    "maskgit_dino_64",
-    "maskgit_clip_64",
-    "maskgit_depth_anything_v2_64",
-    # From scratch by number of tokens, and the big set
-    "titok_64",
-    "titok_128",
-    "titok_32",
-    "titok_16",
-    "titok_256",
-    "mae_64_big",
-    "titok_64_big",
-]
 
 # evaluate.py's options, and the names of the files that it writes for them
 TOKENIZER_METRICS = {"--rfid": "rfid", "--isc": "isc", "--kid": "kid", "--prc": "prc"}
@@ -79,15 +44,21 @@ TOKENIZER_METRICS |= {"--fd-dinov2": "fd_dinov2", "--psnr": "psnr", "--ssim": "s
 TOKENIZER_METRICS |= {"--codebook": "codebook"}
 GENERATOR_METRICS = {"--gfid": "gfid", "--isc": "isc", "--kid": "kid", "--prc": "prc"}
 GENERATOR_METRICS |= {"--fd-dinov2": "fd_dinov2", "--fill": "fill"}
+# With --as-run: what the study's scripts measure
+TOKENIZER_AS_RUN = {"--rfid": "rfid_as_run", "--codebook": "codebook_as_run"}
+GENERATOR_AS_RUN = {"--gfid": "gfid_as_run"}
 
 # What a rehearsal has instead: few clips and steps, tiny networks, nothing that takes published weights
 REHEARSAL_CLIPS = 200
+FEW = "timeofday: null, weather: null, count"
 REHEARSAL = [
     "training={max_steps: 2, global_batch_size: 4, device_batch_size: 2}",
-    "data={train: {count: 8}, val: {count: 4}, workers: 0}",
+    f"data={{train: {{{FEW}: 8}}, val: {{{FEW}: 4}}, workers: 0}}",
 ]
-TOKENIZER_REHEARSAL = ["losses={lpips: 0, convnext: 0, adversarial_start: 0}", "discriminator.channels=16"]
+TOKENIZER_REHEARSAL = ["losses={lpips: 0, convnext: 0, adversarial_start: 0, entropy_images: 2}"]
+TOKENIZER_REHEARSAL += ["discriminator.channels=16"]
 TINY = "width: 64, depth: 2, heads: 2"
+TINY_CONVOLUTIONS = "channels: 32, multipliers: [1, 1, 1, 1], blocks: 1"
 TOKENIZER_METRICS_REHEARSED = {"--kid": "kid_random", "--prc": "prc_random"}
 TOKENIZER_METRICS_REHEARSED |= {"--psnr": "psnr", "--ssim": "ssim", "--codebook": "codebook"}
 GENERATOR_METRICS_REHEARSED = {"--kid": "kid_random", "--prc": "prc_random"}
@@ -95,6 +66,10 @@ GENERATOR_METRICS_REHEARSED = {"--kid": "kid_random", "--prc": "prc_random"}
 METRICS_REHEARSED_ONCE = {
     "mae_64": {"--rfid": "fd_random"},
     "maskgit_mae_64": {"--gfid": "fd_random", "--fill": "fill"},
+}
+AS_RUN_REHEARSED_ONCE = {
+    "mae_64": {"--rfid": "fd_random_as_run", "--codebook": "codebook_as_run"},
+    "maskgit_mae_64": {"--gfid": "fd_random_as_run"},
 }
 NOT_REHEARSED = """\
 Not rehearsed: accelerate's launcher; networks of the real size, and whether they fit into memory; training
@@ -114,31 +89,37 @@ def main() -> None:
 
     for extraction in study.extractions():
         study.perform(extraction)
-    for cell in CELLS:
+    for cell in study.cells:
         trained = study.is_trained(cell)
         if trained:
-            print(f"# runs/{cell} is trained")
+            print(f"# {run_of(cell)} is trained")
         else:
             study.perform(study.training(cell))
         to_come = study.dry_run and not trained
-        metrics = list(study.metrics(cell)) if to_come else study.not_measured(cell)
-        if metrics:
-            # A metric that can't be had doesn't hold up weeks of training; the last line names it.
-            study.perform(study.evaluation(cell, metrics), may_fail=True)
+        for as_run in (False, True):
+            metrics = list(study.metrics(cell, as_run)) if to_come else study.not_measured(cell, as_run)
+            if metrics:
+                # A metric that can't be had doesn't hold up weeks of training; the last line names it.
+                study.perform(study.evaluation(cell, metrics, as_run), may_fail=True)
     study.perform(["python", study.path_of("report.py")])
     if study.dry_run:
         return
 
     if study.rehearse:
         print(f"Rehearsed in {time.monotonic() - began:.0f} s.\n{NOT_REHEARSED}")
-    incomplete = [(cell, metrics) for cell in CELLS if (metrics := study.not_measured(cell))]
+    incomplete = [
+        f"{run_of(cell)}: {' '.join(metrics)}{' --as-run' if as_run else ''}"
+        for cell in study.cells
+        for as_run in (False, True)
+        if (metrics := study.not_measured(cell, as_run))
+    ]
     if incomplete:
-        names = "; ".join(f"runs/{cell}: {' '.join(metrics)}" for cell, metrics in incomplete)
+        names = "; ".join(incomplete)
         raise UserError(
             f"all is trained, but not all is measured; the evaluations say above why, and the same command "
             f"measures what is left: {names}"
         )
-    if study.rehearse and in_fork(check_weights):
+    if study.rehearse and in_fork(check_weights, study.cells):
         raise UserError("the rehearsal went well, but the study would lack the weights named above")
 
 
@@ -147,10 +128,27 @@ def parse_arguments() -> "Study":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--videos", type=Path, required=True, help="BDD100K's clips: the folder with train/ and val/ in it")
+    add("--videos", type=Path, help="BDD100K's clips: the folder with train/ and val/ in it")
+    add(
+        "--images",
+        type=Path,
+        help="its stills, images/100k: the tokenizers' frames; by default the clips' own",
+    )
     add("--labels", type=Path, required=True, help="their labels: the folder of det_train.json, det_val.json")
     add(
         "--out", type=Path, default=Path(), help="folder for frames, tokens, runs, report (default: this one)"
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--family",
+        choices=[*FAMILIES],
+        default="text",
+        help="the study as its text says (default), or as its code ran it",
+    )
+    what.add_argument(
+        "--ladder",
+        action="store_true",
+        help="instead: TiTok-64 + MAE from as run to our own recipe, one difference put right with each run",
     )
     add("--num-processes", type=int, help="for accelerate launch; by default what it is configured for")
     add("--dry-run", action="store_true", help="print the commands that are left to do, and run none")
@@ -161,9 +159,13 @@ def parse_arguments() -> "Study":
         "networks on a few frames; then see which published weights can't be had",
     )
     arguments = parser.parse_args()
+    if not arguments.videos and not (arguments.images and arguments.ladder):
+        parser.error("--videos: the generators' frames come from the clips; without them there is --ladder")
     return Study(
+        cells=[*LADDER] if arguments.ladder else cells_of(arguments.family),
         folder=(arguments.out / "rehearsal" if arguments.rehearse else arguments.out).resolve(),
-        videos=arguments.videos.resolve(),
+        videos=arguments.videos and arguments.videos.resolve(),
+        images=arguments.images and arguments.images.resolve(),
         labels=arguments.labels.resolve(),
         num_processes=arguments.num_processes,
         dry_run=arguments.dry_run,
@@ -175,8 +177,10 @@ def parse_arguments() -> "Study":
 class Study:
     """The study's commands, and how far they have come."""
 
+    cells: list[str]
     folder: Path  # in which the commands run
-    videos: Path
+    videos: Path | None
+    images: Path | None  # at least one of the two
     labels: Path
     num_processes: int | None
     dry_run: bool
@@ -185,15 +189,20 @@ class Study:
     # --- the commands ---------------------------------------------------------------------------------------
 
     def extractions(self) -> list[list[str]]:
-        """The two sets of frames: BDD100K's own split for tokenizers, 80/20 of all clips for generators."""
-        start = ["python", self.path_of("extract_frames.py")]
-        start += ["--videos", self.path_of(self.videos), "--labels", self.path_of(self.labels)]
-        rest = ["--frames-per-video", "2"]
-        rest += ["--limit", str(REHEARSAL_CLIPS)] if self.rehearse else []
-        return [
-            [*start, "--out", "frames", *rest],
-            [*start, "--out", "frames_generation", *rest, "--val-fraction", "0.202"],
-        ]
+        """BDD100K's stills in its own split for tokenizers; two of each clip, 80/20, for generators."""
+        limit = ["--limit", str(REHEARSAL_CLIPS)] if self.rehearse else []
+        if self.images:
+            source, which = ["--images", self.path_of(self.images)], []
+        else:
+            # A rehearsal's clips may be shorter than the 10 seconds of BDD100K's stills.
+            which = ["--frames-per-video", "2"] if self.rehearse else ["--times", "10"]
+            source = ["--videos", self.path_of(self.videos)]
+        start, labels = ["python", self.path_of("extract_frames.py")], ["--labels", self.path_of(self.labels)]
+        stills = [*start, *source, *labels, "--out", "frames", *which, "--short-side", "0", *limit]
+        if not any(map(is_generator, self.cells)):
+            return [stills]
+        clips = [*start, "--videos", self.path_of(self.videos), *labels, "--out", "frames_generation"]
+        return [stills, [*clips, "--frames-per-video", "2", *limit, "--val-fraction", "0.202"]]
 
     def training(self, cell: str) -> list[str]:
         """The training of a cell."""
@@ -201,11 +210,12 @@ class Study:
         sets = [word for override in self.overrides(cell) for word in ("--set", override)]
         return [*self.launch(script), "--config", self.path_of(f"configs/{cell}.yaml"), *sets]
 
-    def evaluation(self, cell: str, metrics: list[str]) -> list[str]:
-        """The measuring of a trained cell."""
-        rest = ["--feature-extractor", "random-inception", "--workers", "0"] if self.rehearse else []
+    def evaluation(self, cell: str, metrics: list[str], as_run: bool) -> list[str]:
+        """The measuring of a trained cell, perhaps as the study's scripts do."""
+        rest = ["--as-run"] if as_run else []
+        rest += ["--feature-extractor", "random-inception", "--workers", "0"] if self.rehearse else []
         rest += ["--mask-ratio", "0.5"] if self.rehearse and "--fill" in metrics else []
-        return [*self.launch("evaluate.py"), "--run", f"runs/{cell}", *metrics, *rest]
+        return [*self.launch("evaluate.py"), "--run", run_of(cell), *metrics, *rest]
 
     def launch(self, script: str) -> list[str]:
         """The beginning of a command that runs on all GPUs."""
@@ -222,22 +232,28 @@ class Study:
             return []
         if is_generator(cell):
             return [*REHEARSAL, f"model={{{TINY}}}"]
-        model = read_config(cell).model
+        model, pixels = read_cell(cell).model, 64
         if isinstance(model, TiTokSection):
-            init = model.encoder.init
+            init, pixels = model.encoder.init, 4 * model.patch_size
             weights = f", weights: weights/{init}.safetensors" if init in SOURCES else ""
-            tiny = f"encoder: {{{TINY}{weights}}}, decoder: {{{TINY}}}"
+            decoder = TINY if model.decoder.kind == "vit" else f"width: 64, {TINY_CONVOLUTIONS}"
+            tiny = f"encoder: {{{TINY}{weights}}}, decoder: {{{decoder}}}"
         else:
-            tiny = "channels: 32, blocks: 1"
-        tiny = f"model={{image_size: 64, quantizer: {{codebook_size: 256}}, {tiny}}}"
+            tiny = TINY_CONVOLUTIONS
+        tiny = f"model={{image_size: {pixels}, quantizer: {{codebook_size: 256}}, {tiny}}}"
         return [*REHEARSAL, *TOKENIZER_REHEARSAL, tiny]
 
-    def metrics(self, cell: str) -> dict[str, str]:
-        """The metrics of a cell: evaluate.py's options, and what it calls the results."""
+    def metrics(self, cell: str, as_run: bool) -> dict[str, str]:
+        """A cell's metrics: evaluate.py's options, perhaps with --as-run, and what it calls the results."""
+        generates, name = is_generator(cell), Path(cell).name
+        if self.rehearse and as_run:
+            return AS_RUN_REHEARSED_ONCE.get(name, {})
         if self.rehearse:
-            metrics = GENERATOR_METRICS_REHEARSED if is_generator(cell) else TOKENIZER_METRICS_REHEARSED
-            return METRICS_REHEARSED_ONCE.get(cell, {}) | metrics
-        return GENERATOR_METRICS if is_generator(cell) else TOKENIZER_METRICS
+            metrics = GENERATOR_METRICS_REHEARSED if generates else TOKENIZER_METRICS_REHEARSED
+            return METRICS_REHEARSED_ONCE.get(name, {}) | metrics
+        if as_run:
+            return GENERATOR_AS_RUN if generates else TOKENIZER_AS_RUN
+        return GENERATOR_METRICS if generates else TOKENIZER_METRICS
 
     # --- how far they have come -----------------------------------------------------------------------------
 
@@ -246,7 +262,7 @@ class Study:
 
         Where it isn't, its training goes on or says what is wrong. A rehearsal trains everything.
         """
-        folder, config = self.folder / "runs" / cell, read_config(cell)
+        folder, config = self.folder / run_of(cell), read_cell(cell)
         try:
             run = read_run(folder)
             tokenizer = fingerprint(self.folder / config.tokenizer) if run.is_generator else None
@@ -261,16 +277,16 @@ class Study:
             ends.append(round(config.training.epochs * steps_per_epoch))
         return run.step == min(ends)
 
-    def not_measured(self, cell: str) -> list[str]:
+    def not_measured(self, cell: str, as_run: bool) -> list[str]:
         """The options of the metrics that a run's newest weights lack."""
-        folder = self.folder / "runs" / cell
+        folder = self.folder / run_of(cell)
         step = read_run(folder).step
 
         def is_measured(name: str) -> bool:
             path = folder / "eval" / f"{name}.json"
             return path.is_file() and json.loads(path.read_text())["checkpoint_step"] == step
 
-        return [option for option, name in self.metrics(cell).items() if not is_measured(name)]
+        return [option for option, name in self.metrics(cell, as_run).items() if not is_measured(name)]
 
     # --- and on ---------------------------------------------------------------------------------------------
 
@@ -291,15 +307,9 @@ class Study:
             )
 
 
-def is_generator(cell: str) -> bool:
-    """Whether a cell is a generator, otherwise it is a tokenizer."""
-    return cell.startswith("maskgit")
-
-
-def read_config(cell: str) -> TokenizerConfig | GeneratorConfig:
-    """A cell's config."""
-    config_class = GeneratorConfig if is_generator(cell) else TokenizerConfig
-    return load_config(ROOT / "configs" / f"{cell}.yaml", config_class)
+def run_of(cell: str) -> str:
+    """The folder of a cell's run, below the study's."""
+    return f"runs/{read_cell(cell).run.name}"
 
 
 def read_steps_per_epoch(log: Path) -> float | None:
@@ -310,61 +320,6 @@ def read_steps_per_epoch(log: Path) -> float | None:
             record = json.loads(line)
             return record["step"] / record["train/epoch"]
     return None
-
-
-# --- processes ----------------------------------------------------------------------------------------------
-
-
-def execute(words: list[str], folder: Path) -> int:
-    """Run a command in a folder, and return its exit status (see wait).
-
-    It has a session of its own, or a Ctrl-C would reach every one of its processes. What a signal is passed
-    on to is not accelerate's launcher but what that has launched: the launcher would end at once, or soon,
-    while a training may need minutes to its next log and its checkpoint.
-    """
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    child = subprocess.Popen(words, cwd=folder, env=os.environ | {"PATH": path}, start_new_session=True)
-
-    def processes() -> list[psutil.Process]:
-        process = psutil.Process(child.pid)
-        return (process.children() if words[0] == "accelerate" else []) or [process]
-
-    return wait(child.wait, processes)
-
-
-def in_fork(function: Callable, *arguments: object) -> int:
-    """Call a function in a fork of this process, and return the fork's exit status (see wait)."""
-    child = multiprocessing.get_context("fork").Process(target=function, args=arguments)
-    child.start()
-
-    def join() -> int:
-        child.join()
-        return child.exitcode
-
-    return wait(join, lambda: [psutil.Process(child.pid)])
-
-
-def wait(join: Callable[[], int], processes: Callable[[], list[psutil.Process]]) -> int:
-    """What `join` returns once a child has ended.
-
-    SIGINT and SIGTERM are passed on to `processes`; this one then exits, too, with 128 and the signal's
-    number.
-    """
-    received = []
-
-    def pass_on(number: int, frame: object) -> None:
-        received.append(number)
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
-            for process in processes():
-                process.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    status = join()
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    if received:
-        sys.exit(128 + received[0])
-    return status
 
 
 # --- a rehearsal --------------------------------------------------------------------------------------------
@@ -406,14 +361,20 @@ def write_weights(folder: Path) -> None:
         save_file(weights, folder / f"{init}.safetensors")
 
 
-def check_weights() -> None:
-    """Fetch the published weights that the study takes; name those that can't be had, and exit with 1."""
-    tokenizers = [read_config(cell) for cell in CELLS if not is_generator(cell)]
-    encoders = {config.model.encoder for config in tokenizers if isinstance(config.model, TiTokSection)}
-    encoders = sorted((encoder for encoder in encoders if encoder.init in SOURCES), key=str)
-    losses = tokenizers[0].losses
-    networks = [partial(build_encoder, **encoder.model_dump()) for encoder in encoders]
-    networks += [partial(LPIPS, losses.lpips_weights), partial(ConvNeXtLogits, losses.convnext_weights)]
+def check_weights(cells: list[str]) -> None:
+    """Fetch the published weights that the cells take; name those that can't be had, and exit with 1."""
+    tokenizers = [read_cell(cell) for cell in cells if not is_generator(cell)]
+    titoks = [config.model for config in tokenizers if isinstance(config.model, TiTokSection)]
+    sizes = {"image_size", "patch_size"}
+    encoders = {
+        json.dumps(model.model_dump(include=sizes) | model.encoder.model_dump())
+        for model in titoks
+        if model.encoder.init in SOURCES
+    }
+    networks = [partial(build_encoder, **json.loads(encoder)) for encoder in sorted(encoders)]
+    networks.append(partial(LPIPS, tokenizers[0].losses.lpips_weights))
+    if any(config.losses.convnext for config in tokenizers):
+        networks.append(partial(ConvNeXtLogits, tokenizers[-1].losses.convnext_weights))
     lacking = []
     for network in [*networks, InceptionFeatures, DINOv2Features]:
         try:

@@ -12,7 +12,7 @@ from data.frames import Draw, frames_fingerprint, leave_signals_to_parent
 from errors import command
 from models.maskgit import MaskGIT, masked_token_loss
 from models.sampling import check_order
-from models.storage import fingerprint, load_tokenizer
+from models.storage import build_generator, fingerprint, load_tokenizer
 from models.tokenizer import Tokenizer
 from training.config import GeneratorConfig, parse_arguments
 from training.optimizer import build_optimizer
@@ -99,16 +99,8 @@ class Networks:
     def __init__(self, run: Run, tokenizer: Tokenizer, conditions: dict[str, list[str]]):
         model, training = run.config.model, run.config.training
         set_seed(run.config.run.seed)
-        self.generator = MaskGIT(
-            num_tokens=tokenizer.num_tokens,
-            codebook_size=tokenizer.codebook_size,
-            width=model.width,
-            depth=model.depth,
-            heads=model.heads,
-            dropout=model.dropout,
-            tied_embeddings=model.tied_embeddings,
-            conditions=conditions,
-        )
+        sizes = {"num_tokens": tokenizer.num_tokens, "codebook_size": tokenizer.codebook_size}
+        self.generator = build_generator({**model.architecture(), **sizes, "conditions": conditions})
         self.ema = ModelEmaV3(self.generator, decay=training.ema_decay, use_warmup=True)
         optimizer = build_optimizer(self.generator, training)
         (self.wrapped,) = run.prepare([self.generator], [optimizer], {"ema": self.ema.module})

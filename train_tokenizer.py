@@ -23,16 +23,24 @@ from data.frames import (
 )
 from errors import UserError, command
 from metrics.similarity import psnr
-from models.discriminator import LeCam, PatchGAN, hinge_discriminator_loss, hinge_generator_loss
+from models.discriminator import (
+    LeCam,
+    PatchGAN,
+    adaptive_weight,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+)
 from models.perceptual import LPIPS, ConvNeXtLogits
 from models.pretrained import SOURCES, load_pretrained, load_pretrained_decoder
 from models.storage import build_tokenizer, load_tokenizer
 from models.titok import TiTok
 from models.tokenizer import Tokenizer
 from training.analysis import ANALYSIS_FRAMES, CodebookAnalysis, is_log_spaced
-from training.config import LossSection, TiTokSection, TokenizerConfig, VQGANSection, parse_arguments
+from training.config import TokenizerConfig, parse_arguments
+from training.model_sections import TiTokSection, VQGANSection
 from training.optimizer import build_optimizer, frozen
 from training.run import Run
+from training.sections import LossSection
 from training.speed import compile_network
 
 SAMPLE_IMAGES = 8  # in a grid under samples/
@@ -47,10 +55,17 @@ def main() -> None:
     val_frames = list_frames(config.data.frames, "val", **config.data.val.model_dump())
     sampler = run.plan(len(train_frames), frames_fingerprint(train_frames))
     frames, size = Path(config.data.frames), config.model.image_size
+    resize = config.data.resize
     train_set = FrameDataset(
-        frames / "train", train_frames, size, config.run.seed, config.data.random_crop, config.data.flip
+        frames / "train",
+        train_frames,
+        size,
+        resize,
+        config.run.seed,
+        config.data.random_crop,
+        config.data.flip,
     )
-    val_set = FrameDataset(frames / "val", val_frames, size)
+    val_set = FrameDataset(frames / "val", val_frames, size, resize)
 
     networks = Networks(run)
     batches = iter(training_loader(run, train_set, sampler))
@@ -91,10 +106,13 @@ class Networks:
         set_seed(config.run.seed)
         self.tokenizer = build_tokenizer(config.model.architecture())
         pretrained = load_start(run, self.tokenizer, config.model)
+        if config.training.freeze_projection:
+            self.tokenizer.to_tokens.requires_grad_(False)
         in_encoder = set(self.tokenizer.encoder.parameters())
         self.frozen_at_first = [parameter for parameter in pretrained if parameter in in_encoder]
         self.ema = ModelEmaV3(self.tokenizer, decay=config.training.ema_decay, use_warmup=True)
-        self.discriminator = PatchGAN(**config.discriminator.model_dump())
+        own = config.discriminator
+        self.discriminator = PatchGAN(own.channels, own.layers, own.norm)
         self.lecam = LeCam()
         self.perceptual = {
             name: network(weights).to(run.device)
@@ -107,12 +125,22 @@ class Networks:
         off = [name for name in ("lpips", "convnext", "adversarial", "entropy") if not getattr(losses, name)]
         if off:
             run.say(f"losses: off by config: {', '.join(off)}")
+        if losses.entropy and losses.entropy_images and run.micro_batch_size % losses.entropy_images:
+            raise UserError(
+                f"losses.entropy_images {losses.entropy_images}: a device takes {run.micro_batch_size} "
+                "images at once, no multiple of it; set training.device_batch_size to one"
+            )
         if config.training.compile:
             for network in self.perceptual.values():
                 compile_network(network)
         optimizers = [
             build_optimizer(self.tokenizer, config.training, pretrained, config.training.pretrained_rate),
-            build_optimizer(self.discriminator, config.training),
+            build_optimizer(
+                self.discriminator,
+                config.training,
+                rate=(own.learning_rate or config.training.learning_rate) / config.training.learning_rate,
+                betas=own.betas,
+            ),
         ]
         self.wrapped, self.wrapped_discriminator = run.prepare(
             [self.tokenizer, self.discriminator],
@@ -134,23 +162,38 @@ def train_step(
     for batch in run.accumulate(micro_batches, wrapped, wrapped_discriminator):
         images = run.images_of(batch, frames, "train")
         with run.accelerator.autocast():
-            output = wrapped(images, with_entropy=losses.entropy > 0)
-            terms = reconstruction_terms(output.images.float(), images, losses, networks.perceptual)
-            terms["codebook"] = output.quantized.codebook_loss
-            terms["commitment"] = output.quantized.commitment_loss
-            terms["entropy"] = output.quantized.entropy_loss
+            output = wrapped(images, losses.entropy > 0, losses.entropy_images)
+            terms = {
+                "codebook": output.quantized.codebook_loss,
+                "commitment": output.quantized.commitment_loss,
+                "entropy": output.quantized.entropy_loss,
+            }
+            of_tokens = sum(weight_of(name, losses, step) * term for name, term in terms.items())
+
+            # The losses of pixels go back to the pixels only, each on its own: what they weigh may depend on
+            # their gradients, and each network's memory is free before the next needs any.
+            pixels = output.images.detach().requires_grad_()
+            of_pixels = reconstruction_terms(pixels.float(), images, losses, networks.perceptual)
+            loss = sum(weight_of(name, losses, step) * term for name, term in of_pixels.items())
+            (gradient,) = torch.autograd.grad(loss, pixels)
+            terms |= of_pixels
             if adversarial:
                 with frozen(discriminator):
-                    terms["adversarial"] = hinge_generator_loss(discriminator(output.images))
-            loss = sum(weight_of(name, losses) * term for name, term in terms.items())
-        run.accelerator.backward(loss / run.accumulation)
-        run.add(loss=loss, **terms)
+                    terms["adversarial"] = hinge_generator_loss(discriminator(pixels))
+                    (pull,) = torch.autograd.grad(terms["adversarial"], pixels)
+                weight = losses.adversarial
+                if losses.adaptive_adversarial:
+                    weight = weight * adaptive_weight(output.images, gradient, pull, tokenizer.last_layer)
+                    run.add(adversarial_weight=weight)
+                gradient = gradient + weight * pull
+                loss = loss + weight * terms["adversarial"]
+        run.accelerator.backward(((output.images * gradient).sum() + of_tokens) / run.accumulation)
+        run.add(loss=loss.detach() + of_tokens, **terms)
 
         if adversarial:
             # The images of the same forward pass, so that the parts of a batch add up to the whole.
-            both = torch.cat([images, output.images.detach()])
             with run.accelerator.autocast():
-                real, fake = wrapped_discriminator(both).chunk(2)
+                real, fake = judge(wrapped_discriminator, images, output.images.detach())
                 discriminator_loss = hinge_discriminator_loss(real, fake)
                 penalty = networks.lecam.penalty(real, fake)
             total = discriminator_loss + losses.lecam * penalty
@@ -184,7 +227,7 @@ def load_start(run: Run, tokenizer: Tokenizer, model: TiTokSection | VQGANSectio
             ("encoder", tokenizer.encoder, model.encoder, load_pretrained),
             ("decoder", tokenizer.decoder, model.decoder, load_pretrained_decoder),
         ):
-            if section.init in SOURCES:
+            if getattr(section, "init", None) in SOURCES:
                 if not run.checkpoint:
                     loaded = load(network, section.init, section.weights)
                     run.say(f"{part}: starts from {section.init}: {loaded.summary()}")
@@ -211,9 +254,22 @@ def reconstruction_terms(
     return terms | {name: network(images, targets).mean() for name, network in perceptual.items()}
 
 
-def weight_of(name: str, losses: LossSection) -> float:
-    """A term's weight in the total; the reconstruction's is 1, which the others are relative to."""
+def weight_of(name: str, losses: LossSection, step: int) -> float:
+    """A term's weight in the total at a step; the reconstruction's is 1, which the others are relative to."""
+    if name == "entropy" and losses.entropy_decay_steps:
+        done = min(1.0, (step - 1) / losses.entropy_decay_steps)
+        return losses.entropy + (losses.entropy_end - losses.entropy) * done
     return 1.0 if name == "reconstruction" else getattr(losses, name)
+
+
+def judge(discriminator: nn.Module, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of real images and of fakes, (B, 3, H, W) each.
+
+    In one pass where a logit depends on its own image alone; batch norm's statistics are of either kind.
+    """
+    if any(isinstance(module, nn.BatchNorm2d) for module in discriminator.modules()):
+        return discriminator(real), discriminator(fake)
+    return discriminator(torch.cat([real, fake])).chunk(2)
 
 
 @torch.no_grad()
@@ -269,7 +325,7 @@ def evaluate(
 @torch.no_grad()
 def analyse(run: Run, tokenizer: nn.Module, val_set: FrameDataset, step: int) -> None:
     """Write analysis/ from at most ANALYSIS_FRAMES validation frames, through the encoder only."""
-    few = FrameDataset(val_set.folder, val_set.frames[:ANALYSIS_FRAMES], val_set.size)
+    few = FrameDataset(val_set.folder, val_set.frames[:ANALYSIS_FRAMES], val_set.size, val_set.resize)
     loader = evaluation_loader(
         few, run.micro_batch_size, run.loader_workers, run.accelerator.process_index, run.processes
     )

@@ -14,8 +14,9 @@ from benchmark.steps import (
     tokenizer_beside,
 )
 from errors import UserError
-from training.config import GeneratorConfig, Section, TokenizerConfig, load_config
+from training.config import GeneratorConfig, TokenizerConfig, load_config
 from training.run import Run
+from training.sections import Section
 
 
 class Rate(NamedTuple):

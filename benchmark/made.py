@@ -14,8 +14,9 @@ from torchvision.models import convnext_small, vgg16
 from data.frames import Draw, ImageBatch
 from models.pretrained import SOURCES
 from models.tokenizer import Tokenizer
-from training.config import GeneratorConfig, LossSection, Section, Subset
+from training.config import GeneratorConfig
 from training.run import Run
+from training.sections import LossSection, Section, Subset
 from training.tokens import TokenBatch, TokenDataset
 
 PICTURES = 32  # different ones among made frames
@@ -35,7 +36,7 @@ def for_speed(config: Section, folder: Path) -> Section:
         return config
     model = changed(config.model, init_from=None)
     for part in ("encoder", "decoder") if model.kind == "titok" else ():
-        if getattr(model, part).init in SOURCES:
+        if getattr(getattr(model, part), "init", None) in SOURCES:
             model = changed(model, **{part: changed(getattr(model, part), init="none")})
     losses = changed(config.losses, **perceptual_weights(config.losses, folder))
     return changed(config, model=model, losses=losses)
@@ -62,7 +63,7 @@ def perceptual_weights(losses: LossSection, folder: Path) -> dict[str, str]:
 def noise_batch(run: Run, size: int) -> ImageBatch:
     """A micro-batch of a tokenizer's run, as its loader gives it."""
     images = torch.randint(256, (size, 3, *[run.config.model.image_size] * 2), dtype=torch.uint8)
-    return ImageBatch(images.pin_memory() if run.device.type == "cuda" else images, torch.arange(size), [])
+    return ImageBatch(images.pin_memory() if run.device.type == "cuda" else images, torch.arange(size), {})
 
 
 def token_batch(run: Run, tokenizer: Tokenizer, size: int) -> TokenBatch:

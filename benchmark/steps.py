@@ -17,8 +17,9 @@ from benchmark.measuring import KeptForGradient, count_flops
 from data.frames import ImageBatch
 from models.storage import build_tokenizer
 from models.tokenizer import Tokenizer
-from training.config import GeneratorConfig, LossSection, TokenizerConfig, load_config
+from training.config import GeneratorConfig, TokenizerConfig, load_config
 from training.run import Run
+from training.sections import LossSection
 
 TERMS = ("entropy", "lpips", "convnext", "adversarial")  # of the losses, in the order they are switched on
 

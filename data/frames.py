@@ -73,14 +73,17 @@ def frames_fingerprint(frames: list[Frame]) -> str:
     return hashlib.sha256("\n".join(frame.file_name for frame in frames).encode()).hexdigest()
 
 
-def load_image(path: str | Path, size: int, rng: np.random.Generator | None = None) -> np.ndarray:
-    """A JPEG as uint8 (size, size, 3): short side to `size`, then the centre square, or one drawn by `rng`.
+def cut_square(
+    image: Image.Image, size: int, resize: str = "short_side", rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """A picture's centre square, or one drawn by `rng`, as uint8 (size, size, 3).
 
-    Raises OSError or SyntaxError where it is missing or broken.
+    resize: "short_side" first resizes the picture so that its short side is `size`; "none" leaves its pixels
+    as they are. Raises UserError where such a picture is smaller than the square.
     """
-    with Image.open(path) as image:
-        image = image.convert("RGB")
-    if min(image.size) != size:
+    if resize == "none" and min(image.size) < size:
+        raise UserError(f"{image.width}×{image.height} pixels, less than the {size}×{size} to cut out of it")
+    if min(image.size) != size and resize == "short_side":
         scale = size / min(image.size)
         width, height = (max(size, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -150,15 +153,15 @@ class ImageBatch(NamedTuple):
 
     images: Tensor  # uint8 (B, 3, H, W)
     indices: Tensor  # int64 (B,): each image's place in the list of frames
-    broken: list[int]  # places of frames that could not be read
+    broken: dict[int, str]  # places of frames that could not be used, and why
 
 
 class FrameDataset(Dataset):
-    """Frames as uint8 images (3, size, size).
+    """Frames as uint8 images (3, size, size), cut as `resize` says (see cut_square).
 
     Asked with a Draw it is a training example: cropped and flipped by a random generator of its own, fixed
-    by the seed, the pass and the frame; a broken JPEG is replaced by the next frame of the list. Asked with
-    an index it is the centre square; a broken JPEG is left out.
+    by the seed, the pass and the frame; a frame that is broken or too small is replaced by the next of the
+    list. Asked with an index it is the centre square; such a frame is left out.
     """
 
     def __init__(
@@ -166,6 +169,7 @@ class FrameDataset(Dataset):
         folder: str | Path,
         frames: list[Frame],
         size: int,
+        resize: str = "short_side",
         seed: int = 0,
         random_crop: bool = False,
         flip: bool = False,
@@ -173,6 +177,7 @@ class FrameDataset(Dataset):
         self.folder = Path(folder)
         self.frames = frames
         self.size = size
+        self.resize = resize
         self.seed = seed
         self.random_crop = random_crop
         self.flip = flip
@@ -180,37 +185,44 @@ class FrameDataset(Dataset):
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __getitem__(self, key: Draw | int) -> tuple[Tensor | None, int, list[int]]:
-        """Returns the image or None, its place in the list, and the places of broken frames met."""
+    def __getitem__(self, key: Draw | int) -> tuple[Tensor | None, int, dict[int, str]]:
+        """Returns the image or None, its place in the list, and what is wrong with the frames passed over."""
         if not isinstance(key, Draw):
             try:
-                return self._read(key), key, []
-            except (OSError, SyntaxError):
-                return None, key, [key]
-        broken = []
+                return self._read(key), key, {}
+            except UserError as error:
+                return None, key, {key: str(error)}
+        broken = {}
         for index in chain(range(key.index, len(self.frames)), range(key.index)):
             rng = np.random.default_rng([self.seed, key.epoch, index])
             try:
                 return self._read(index, rng), index, broken
-            except (OSError, SyntaxError):
-                broken.append(index)
-        raise UserError(f"{self.folder}: none of its {len(self.frames)} frames can be read")
+            except UserError as error:
+                broken[index] = str(error)
+        raise UserError(
+            f"{self.folder}: none of its {len(self.frames)} frames can be used; "
+            f"{self.frames[key.index].file_name}: {broken[key.index]}"
+        )
 
     def _read(self, index: int, rng: np.random.Generator | None = None) -> Tensor:
-        path = self.folder / self.frames[index].file_name
-        image = load_image(path, self.size, rng if self.random_crop else None)
+        try:
+            with Image.open(self.folder / self.frames[index].file_name) as file:
+                picture = file.convert("RGB")
+        except (OSError, SyntaxError) as error:
+            raise UserError("not readable as a picture") from error
+        image = cut_square(picture, self.size, self.resize, rng if self.random_crop else None)
         if rng is not None and self.flip and rng.random() < 0.5:
             image = image[:, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
 
-def collate_images(items: list[tuple[Tensor | None, int, list[int]]]) -> ImageBatch:
-    """Items of a FrameDataset as a batch, without those that could not be read."""
+def collate_images(items: list[tuple[Tensor | None, int, dict[int, str]]]) -> ImageBatch:
+    """Items of a FrameDataset as a batch, without those that could not be used."""
     read = [(image, index) for image, index, _ in items if image is not None]
     return ImageBatch(
         images=torch.stack([image for image, _ in read]) if read else torch.empty(0, dtype=torch.uint8),
         indices=torch.tensor([index for _, index in read], dtype=torch.int64),
-        broken=[index for _, _, broken in items for index in broken],
+        broken={index: reason for _, _, broken in items for index, reason in broken.items()},
     )
 
 

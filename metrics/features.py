@@ -37,16 +37,17 @@ class FeatureSet:
 class FeatureCache:
     """Features of real images in files, one for each list of frames, image size and extractor.
 
-    frames: their file names, in `folder`; size: what they are resized to, in pixels. The files lie in
+    frames: their file names, in `folder`; size, resize: how they are cut to the image. The files lie in
     `folders`' first, or in its second where the first can't be written.
     """
 
-    def __init__(self, folder: Path, frames: list[str], size: int, folders: tuple[Path, Path]):
+    def __init__(self, folder: Path, frames: list[str], size: int, resize: str, folders: tuple[Path, Path]):
         self.folders = folders
         # A name stays when a frame is extracted anew, at another size say; its bytes are then others.
         paths = ((name, folder / name) for name in frames)
         lengths = [(name, path.stat().st_size if path.exists() else None) for name, path in paths]
-        self.content = json.dumps([folder.name, size, lengths])
+        cut = [size] if resize == "short_side" else [size, resize]  # as it was before there was another
+        self.content = json.dumps([folder.name, *cut, lengths])
 
     def load(self, extractor: str) -> Tensor | None:
         """float32 (n, dim) of the frames that can be read, in their order; None where they aren't kept."""

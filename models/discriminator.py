@@ -9,11 +9,12 @@ class PatchGAN(nn.Module):
     """Real or fake, judged patch by patch (Isola et al. 2017, arXiv 1611.07004, section 3.2).
 
     `layers` halvings of the image, then two convolutions at that size; with 3 layers a logit sees 70×70
-    pixels. GroupNorm where the original has batch norm, so that a logit depends on its own image alone,
-    however the batch is split. `channels`, the first layer's width, is a multiple of 8.
+    pixels. `norm` is "group", with which a logit depends on its own image alone, however the batch is split,
+    or "batch", the original's, over the images of a call. `channels`, the first layer's width, is a multiple
+    of 8.
     """
 
-    def __init__(self, channels: int = 64, layers: int = 3):
+    def __init__(self, channels: int = 64, layers: int = 3, norm: str = "group"):
         super().__init__()
         blocks = [nn.Conv2d(3, channels, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         width = channels
@@ -22,7 +23,7 @@ class PatchGAN(nn.Module):
             stride = 2 if layer < layers else 1
             blocks += [
                 nn.Conv2d(width, wider, kernel_size=4, stride=stride, padding=1, bias=False),
-                nn.GroupNorm(16, wider),
+                nn.BatchNorm2d(wider) if norm == "batch" else nn.GroupNorm(16, wider),
                 nn.LeakyReLU(0.2),
             ]
             width = wider
@@ -39,7 +40,7 @@ def _initialise(module: nn.Module) -> None:
     # Radford et al. 2016 (DCGAN, arXiv 1511.06434), section 4, as every PatchGAN since
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, mean=0.0, std=0.02)
-    elif isinstance(module, nn.GroupNorm):
+    elif isinstance(module, nn.GroupNorm | nn.BatchNorm2d):
         nn.init.normal_(module.weight, mean=1.0, std=0.02)
     if getattr(module, "bias", None) is not None:
         nn.init.zeros_(module.bias)
@@ -55,6 +56,22 @@ def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor
 def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
     """Scalar: minus the mean logit of the generator's images."""
     return -fake_logits.float().mean()
+
+
+def adaptive_weight(
+    images: Tensor, reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor
+) -> Tensor:
+    """How much the adversarial loss is to weigh beside the reconstruction's (VQGAN, arXiv 2012.09841, eq. 7).
+
+    It is the ratio of their gradients' norms at the weight of the layer that made the images, a scalar
+    without a gradient, at most 10,000 and with 1e-4 in its denominator as in the authors' code.
+    reconstruction, adversarial: the two losses' gradients at the images (B, 3, H, W).
+    """
+    norms = [
+        torch.autograd.grad(images, last_layer, gradient, retain_graph=True)[0].float().norm()
+        for gradient in (reconstruction, adversarial)
+    ]
+    return (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4)
 
 
 class LeCam(nn.Module):

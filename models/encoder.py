@@ -4,7 +4,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from einops import repeat
+from einops import rearrange, repeat
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers import LayerNorm, PatchEmbed
 from timm.layers.activations import QuickGELU
@@ -13,25 +13,30 @@ from torch import Tensor, nn
 
 from models.mimetic import sincos_positions, spread_positions, start_attention
 
+ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU, "tanh": nn.Tanh}
+
 
 class Architecture(NamedTuple):
-    """What a source's ViT has of its own. Common to all: pre-norm blocks, MLP ratio 4, biased qkv."""
+    """What a source's ViT has of its own. Common to all: pre-norm blocks, MLP ratio 4."""
 
     mean: tuple[float, float, float]  # of the input normalisation (image - mean) / std
     std: tuple[float, float, float]
     norm_eps: float = 1e-6
-    activation: type[nn.Module] = nn.GELU
+    activation: str = "gelu"  # of the MLPs, a key of ACTIVATIONS
     layer_scale: float | None = None  # its initial value, where each block's branches are scaled by channel
     pre_norm: bool = False  # a LayerNorm over the whole sequence before the first block
     patch_bias: bool = True
+    qkv_bias: bool = True
+    class_position: bool = True  # whether the class token has a position, as the patches do
 
     @property
     def block_options(self) -> dict:
         """Arguments that timm's Block and VisionTransformer share."""
         return {
             "norm_layer": partial(LayerNorm, eps=self.norm_eps),
-            "act_layer": self.activation,
+            "act_layer": ACTIVATIONS[self.activation],
             "init_values": self.layer_scale,
+            "qkv_bias": self.qkv_bias,
         }
 
 
@@ -42,7 +47,9 @@ ARCHITECTURES = {
     "none": Architecture((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "mimetic": Architecture((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "mae": Architecture(*IMAGENET),
-    "clip": Architecture(*OPENAI_CLIP, norm_eps=1e-5, activation=QuickGELU, pre_norm=True, patch_bias=False),
+    "clip": Architecture(
+        *OPENAI_CLIP, norm_eps=1e-5, activation="quick_gelu", pre_norm=True, patch_bias=False
+    ),
     "dino": Architecture(*IMAGENET),
     "dinov2": Architecture(*IMAGENET, layer_scale=1e-5),
     "depth_anything_v2": Architecture(*IMAGENET, layer_scale=1e-5),
@@ -55,8 +62,9 @@ FROM_SCRATCH = ("none", "mimetic")  # the same architecture with random weights:
 class LatentEncoder(nn.Module):
     """[class token, patches, K learned latents] through a ViT; the K outputs are what is kept.
 
-    `init` is a key of ARCHITECTURES. Images are (B, 3, image_size, image_size) in [0, 1]; the source's
-    normalisation happens inside.
+    `init` is a key of ARCHITECTURES; `variant` has the fields in which the weights at hand differ from it, as
+    open_clip's many CLIPs do. Images are (B, 3, image_size, image_size) in [0, 1]; the source's normalisation
+    happens inside.
     """
 
     def __init__(
@@ -68,10 +76,11 @@ class LatentEncoder(nn.Module):
         width: int = 768,
         depth: int = 12,
         heads: int = 12,
+        variant: dict | None = None,
     ):
         super().__init__()
         self.init = init
-        architecture = ARCHITECTURES[init]
+        architecture = self.architecture(init, variant or {})
         self.vit = VisionTransformer(
             img_size=image_size,
             patch_size=patch_size,
@@ -81,6 +90,7 @@ class LatentEncoder(nn.Module):
             num_classes=0,
             global_pool="",
             pre_norm=architecture.pre_norm,
+            no_embed_class=not architecture.class_position,
             embed_layer=partial(_patch_embed, with_bias=architecture.patch_bias),
             **architecture.block_options,
         )
@@ -95,11 +105,20 @@ class LatentEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(architecture.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(architecture.std).view(3, 1, 1), persistent=False)
 
+    @staticmethod
+    def architecture(init: str, variant: dict) -> Architecture:
+        """That of the ViT."""
+        return ARCHITECTURES[init]._replace(**variant)
+
+    def placed_latents(self) -> Tensor:
+        """The learned latents (K, width) as they enter the ViT."""
+        return self.latents
+
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to latents (B, K, width) after the last norm."""
         vit = self.vit
         patches = vit._pos_embed(vit.patch_embed((images - self.mean) / self.std))
-        latents = repeat(self.latents, "k d -> b k d", b=len(images))
+        latents = repeat(self.placed_latents(), "k d -> b k d", b=len(images))
         x = vit.norm_pre(torch.cat([patches, latents], dim=1))
         return vit.norm(vit.blocks(x)[:, -len(self.latents) :])
 
@@ -110,6 +129,15 @@ class LatentEncoder(nn.Module):
     def pretrained_parameters(self) -> list[nn.Parameter]:
         """What a source's weights fill: the ViT, without the latents."""
         return list(self.vit.parameters())
+
+
+def untransposed(outputs: Tensor) -> Tensor:
+    """Outputs (B, K, D) whose memory is read as (B, D, K): each of the K then mixes several outputs.
+
+    The early TiTok code did so before its projection to tokens, and whatever has its weights does.
+    """
+    flat = rearrange(outputs, "b k d -> b (k d)")
+    return rearrange(flat, "b (d k) -> b k d", k=outputs.shape[1])
 
 
 def _patch_embed(*, bias: bool, with_bias: bool, **options) -> PatchEmbed:

@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from models.sampling import GUIDANCE_SCHEDULES, MASK_SCHEDULES, GumbelNoise, halton_order, keep_likeliest
+from models.sampling import (
+    GUIDANCE_SCHEDULES,
+    MASK_SCHEDULES,
+    GumbelNoise,
+    as_run_plan,
+    halton_order,
+    keep_likeliest,
+)
 
 
 class MaskGIT(nn.Module):
@@ -29,6 +36,7 @@ class MaskGIT(nn.Module):
         heads: int = 16,
         dropout: float = 0.1,
         tied_embeddings: bool = False,
+        output_bias: str = "code",
         conditions: dict[str, list[str]] | None = None,
     ):
         super().__init__()
@@ -42,6 +50,7 @@ class MaskGIT(nn.Module):
             "heads": heads,
             "dropout": dropout,
             "tied_embeddings": tied_embeddings,
+            "output_bias": output_bias,
             "conditions": self.conditions,
         }
         self.num_tokens = num_tokens
@@ -53,19 +62,22 @@ class MaskGIT(nn.Module):
         self.condition_embeddings = nn.ModuleList(
             nn.Embedding(1 + len(values), width) for values in self.conditions.values()
         )
-        self.dropout = nn.Dropout(dropout)
+        self.stem = nn.Dropout(dropout)
         self.blocks = nn.Sequential(
             *[Block(width, heads, qkv_bias=True, proj_drop=dropout, attn_drop=dropout) for _ in range(depth)]
         )
         self.norm = nn.LayerNorm(width)
-        self.head = None if tied_embeddings else nn.Linear(width, codebook_size)
-        self.bias = nn.Parameter(torch.zeros(codebook_size)) if tied_embeddings else None
+        of_place = output_bias == "place"
+        self.head = None if tied_embeddings else nn.Linear(width, codebook_size, bias=not of_place)
+        self.bias = None
+        if tied_embeddings or of_place:
+            self.bias = nn.Parameter(torch.zeros(*[num_tokens] * of_place, codebook_size))
 
         nn.init.trunc_normal_(self.positions, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-                if isinstance(module, nn.Linear):
+                if getattr(module, "bias", None) is not None:
                     nn.init.zeros_(module.bias)
 
     def condition_indices(self, values: dict[str, str | None]) -> Tensor:
@@ -97,10 +109,10 @@ class MaskGIT(nn.Module):
             conditions = tokens.new_zeros(len(tokens), len(self.conditions))
         asked = [embed(column) for embed, column in zip(self.condition_embeddings, conditions.unbind(dim=1))]
         x = torch.cat([*(each[:, None] for each in asked), self.embedding(tokens) + self.positions], dim=1)
-        x = self.norm(self.blocks(self.dropout(x)))[:, -self.num_tokens :]
+        x = self.norm(self.blocks(self.stem(x)))[:, -self.num_tokens :]
         if self.head is None:
-            return F.linear(x, self.embedding.weight[: self.codebook_size], self.bias)
-        return self.head(x)
+            return F.linear(x, self.embedding.weight[: self.codebook_size]) + self.bias
+        return self.head(x) if self.bias is None else self.head(x) + self.bias
 
     def guided_logits(self, tokens: Tensor, conditions: Tensor | None, guidance: float) -> Tensor:
         """Logits (B, K, codebook_size): unconditional + guidance * (conditional - unconditional).
@@ -145,6 +157,7 @@ class MaskGIT(nn.Module):
         top_k: int | None = None,
         top_p: float | None = None,
         order: str = "confidence",
+        plan: str = "exact",
         guidance: float = 1.0,
         guidance_schedule: str = "constant",
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -155,8 +168,10 @@ class MaskGIT(nn.Module):
         `top_k` and `top_p` leave, and makes the most confident final; the confidence, a log-probability, has
         Gumbel noise of scale `randomness`, annealed linearly to 0 (MaskGIT, section 3.2 and its published
         sampler). With `order` "halton" it is not confidence that decides but the place in the grid
-        (models.sampling.halton_order). Sample i draws its noise from (seed, first_index + i) alone, so that
-        it is the same in any batch and process.
+        (models.sampling.halton_order). With `plan` "as_run" models.sampling.as_run_plan says how many tokens
+        a step decides, whatever the mask, and the noise is annealed from its full scale in the first step to
+        0 in the last of `steps`. Sample i draws its noise from (seed, first_index + i) alone, so that it is
+        the same in any batch and process.
 
         conditions: int64 (B, C), or (C,) for all samples; see condition_indices. Each step's `guidance` goes
         by `guidance_schedule`. Raises ValueError where the tokens can't have the order.
@@ -168,7 +183,9 @@ class MaskGIT(nn.Module):
         to_predict = mask.sum(dim=1)
         if order == "halton":
             by_place = -halton_order(self.num_tokens).argsort().to(codes.device, torch.float32)
-        for step in range(1, steps + 1):
+        as_run = plan == "as_run"
+        counts = as_run_plan(schedule, steps, self.num_tokens) if as_run else [None] * steps
+        for step, count in enumerate(counts, start=1):
             scale = GUIDANCE_SCHEDULES[guidance_schedule](guidance, (step - 1) / max(1, steps - 1))
             logits = self.guided_logits(codes.masked_fill(unknown, self.mask_token), conditions, scale)
             logits = keep_likeliest(logits.float() / temperature, top_k, top_p)
@@ -182,11 +199,15 @@ class MaskGIT(nn.Module):
                 confidence = by_place.expand(len(codes), -1)
             else:
                 chosen = logits.log_softmax(dim=-1).gather(-1, sampled[..., None])
-                confidence = (chosen + randomness * (1 - step / steps) * confidence_noise)[..., 0]
+                annealed = 1 - ((step - 1) / max(1, steps - 1) if as_run else step / steps)
+                confidence = (chosen + randomness * annealed * confidence_noise)[..., 0]
             confidence = confidence.masked_fill(~unknown, torch.inf)
-            # At least one token becomes known in each step, however many steps there are.
-            masked_share = MASK_SCHEDULES[schedule](step / steps)
-            stay_unknown = (to_predict * masked_share).floor().minimum(unknown.sum(dim=1) - 1)
+            if as_run:
+                stay_unknown = unknown.sum(dim=1) - count
+            else:
+                # At least one token becomes known in each step, however many steps there are.
+                masked_share = MASK_SCHEDULES[schedule](step / steps)
+                stay_unknown = (to_predict * masked_share).floor().minimum(unknown.sum(dim=1) - 1)
             rank = confidence.argsort(dim=1).argsort(dim=1)
             unknown = rank < stay_unknown[:, None]
             yield codes, unknown

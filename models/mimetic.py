@@ -32,14 +32,16 @@ def start_attention(blocks: nn.Sequential) -> None:
             block.attn.proj.weight.copy_(near(-VALUE_PROJECTION))
 
 
-def sincos_positions(grid: int, width: int) -> Tensor:
+def sincos_positions(grid: int, width: int, frequencies: Tensor | None = None) -> Tensor:
     """Positions (grid², width) of a square grid, row by row: half the width for rows, half for columns.
 
-    Raises ValueError where the width is no multiple of 4.
+    frequencies: (width // 4,) in radians a place; by default this file's. Raises ValueError where the width
+    is no multiple of 4.
     """
     if width % 4:
         raise ValueError(f"width {width} is no multiple of 4, for sine and cosine of rows and columns")
-    frequencies = 2 * WAVELENGTHS ** -torch.linspace(0, 1, width // 4)
+    if frequencies is None:
+        frequencies = 2 * WAVELENGTHS ** -torch.linspace(0, 1, width // 4)
     angles = torch.arange(grid)[:, None] * frequencies
     along = torch.cat([angles.sin(), angles.cos()], dim=1)
     rows, columns = along[:, None].expand(grid, grid, -1), along[None].expand(grid, grid, -1)

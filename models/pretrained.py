@@ -3,7 +3,7 @@
 import argparse
 import math
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +15,12 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
 from errors import UserError
+from models import open_clip_weights
 from models.encoder import LatentEncoder
+from models.encoder_as_run import AsRunEncoder, build_latent_encoder
 from models.titok import PixelDecoder
+
+DEPTH_ANYTHING_PATCH = 14  # pixels
 
 
 class Loaded(NamedTuple):
@@ -26,6 +30,12 @@ class Loaded(NamedTuple):
     used: list[str]  # the file's keys whose tensors were taken
     dropped: list[str]  # keys left out on purpose, and what a checkpoint holds beside the network
     filled: list[str]  # the parameters that took the used, in their order, as the ViT or the decoder has them
+    # of a loading as the study ran it
+    lost: Sequence[
+        str
+    ] = ()  # the source's parameters, by the ViT's names, that the plain ViT has no place for
+    zeroed: Sequence[str] = ()  # the plain ViT's parameters that start from zero instead
+    random: Sequence[str] = ()  # those that stay as they were drawn
 
     def summary(self) -> str:
         """One line for a log; dropped keys with a common first part are counted, the others named."""
@@ -33,10 +43,14 @@ class Loaded(NamedTuple):
         for key in self.dropped:
             groups.setdefault(key.split(".")[0], []).append(key)
         names = [keys[0] if len(keys) == 1 else f"{first}.* ({len(keys)})" for first, keys in groups.items()]
-        return (
+        text = (
             f"{len(self.used)} keys of {self.path} fill {len(self.filled)} parameters; "
             f"left out: {', '.join(names) or 'nothing'}"
         )
+        for fate in ("lost", "zeroed", "random"):
+            if parameters := getattr(self, fate):
+                text += f"; {fate} as the study's code ran: {_listed(parameters)}"
+        return text
 
 
 class Source(NamedTuple):
@@ -76,6 +90,8 @@ CLIP_PARTS = {
     "c_fc": "fc1",
     "c_proj": "fc2",
     "ln_post": "norm",
+    "ls_1": "ls1",
+    "ls_2": "ls2",
 }
 
 
@@ -88,6 +104,8 @@ def _clip_names(key: str) -> str:
 
 
 CLIP_TEXT_TOWER = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+CLIP_TEXT_TOWER += ("text.",)  # of open_clip's models whose text tower is a module of its own
+CLIP_HEADS = ("visual.proj", "head.", "logit_scale", "logit_bias")
 CLIP_ARCHIVE_SIZES = ("input_resolution", "context_length", "vocab_size")
 
 SOURCES = {
@@ -105,7 +123,7 @@ SOURCES = {
             1024: ("timm/vit_large_patch14_clip_224.openai", "model.safetensors"),
         },
         rename=_clip_names,
-        dropped=("visual.proj", "head.", "logit_scale", *CLIP_TEXT_TOWER, *CLIP_ARCHIVE_SIZES),
+        dropped=(*CLIP_HEADS, *CLIP_TEXT_TOWER, *CLIP_ARCHIVE_SIZES),
     ),
     "dino": Source(
         hub={
@@ -136,6 +154,10 @@ SOURCES = {
 }
 
 
+# The study's CLIP, as timm publishes it
+AS_RUN_HUB = {"clip": {768: ("timm/vit_base_patch16_clip_224.dfn2b", "model.safetensors")}}
+
+
 def build_encoder(
     init: str,
     weights: str | Path | None = None,
@@ -145,9 +167,13 @@ def build_encoder(
     width: int = 768,
     depth: int = 12,
     heads: int = 12,
+    loading: str = "exact",
 ) -> LatentEncoder:
     """A LatentEncoder that starts from `init`'s published weights (see load_pretrained)."""
-    encoder = LatentEncoder(init, image_size, patch_size, num_latents, width, depth, heads)
+    sizes = {"image_size": image_size, "patch_size": patch_size, "num_latents": num_latents}
+    sizes |= {"width": width, "depth": depth, "heads": heads}
+    variant = open_clip_weights.variant(weights) if open_clip_weights.is_named(weights) else None
+    encoder = build_latent_encoder(init, loading, variant=variant, **sizes)
     if init in SOURCES:
         load_pretrained(encoder, init, weights)
     return encoder
@@ -157,7 +183,8 @@ def load_pretrained(encoder: LatentEncoder, init: str, weights: str | Path | Non
     """Fill every parameter of the encoder's ViT from `weights`; the latents are left as they are.
 
     `init` is a key of SOURCES, `weights` one of these files; without it the source's file is fetched from
-    the Hub.
+    the Hub. For clip it may also be open_clip:<model>/<pretrained tag or file>, of any ViT that open_clip
+    publishes; the encoder then has to have the variant of models.open_clip_weights.
     - mae: the authors' `{"model": …}` with or without the decoder, a pre-training checkpoint, timm's;
     - clip: OpenAI's TorchScript archive or its state dict, open_clip's file or checkpoint, timm's;
     - dino: the authors' backbone or full checkpoint, of which the teacher is taken, timm's;
@@ -168,9 +195,14 @@ def load_pretrained(encoder: LatentEncoder, init: str, weights: str | Path | Non
     and patch size, bicubic with antialiasing, by the pseudo-inverse for the kernels (FlexiViT,
     arXiv 2212.08013, section 3.4).
 
-    Some things a file can't tell. CLIP's MLPs are QuickGELU's, as OpenAI trained them and whoever saved them;
-    open_clip's own trainings (LAION, DataComp) mostly have GELU, and their files look the same: they load,
-    but are not what they were. MAE's and DINO's backbones have the same keys and shapes.
+    Some things a file can't tell. A CLIP file named by its path is taken for OpenAI's, with QuickGELU;
+    open_clip's own trainings (LAION, DataComp) mostly have GELU, and their files look the same: name them by
+    open_clip:…, or they load, but are not what they were. MAE's and DINO's backbones have the same keys and
+    shapes.
+
+    An encoder as the study's code ran it (models.encoder_as_run.AsRunEncoder) takes from the same files what
+    its plain ViT has a place for. It is DFN-2B's CLIP that is fetched then, and Depth Anything v2 needs
+    patches of 14 pixels, as its file has them. What it returns names what is lost, zeroed and random.
 
     Raises UserError where keys are missing, left over or of another shape, all named in one line, or where
     the weights can't be had; ValueError where the encoder was built for another `init`.
@@ -178,9 +210,35 @@ def load_pretrained(encoder: LatentEncoder, init: str, weights: str | Path | Non
     if encoder.init != init:
         raise ValueError(f"the encoder has the architecture of {encoder.init}, not of {init}")
     vit = encoder.vit
-    state, loaded = _read_source("encoder", init, weights, vit.state_dict(), vit.blocks[0].attn.num_heads)
-    vit.load_state_dict(state)
-    return loaded
+    wanted, heads = vit.state_dict(), vit.blocks[0].attn.num_heads
+    if not isinstance(encoder, AsRunEncoder):
+        state, loaded = _read_source("encoder", init, weights, wanted, heads)
+        vit.load_state_dict(state)
+        return loaded
+
+    pixels = vit.patch_embed.img_size[0]
+    sizes = {"patch_size": vit.patch_embed.patch_size[0], "width": vit.embed_dim, "depth": len(vit.blocks)}
+    variant = open_clip_weights.variant(weights) if open_clip_weights.is_named(weights) else None
+    with torch.device("meta"):
+        exact = LatentEncoder(init, pixels, num_latents=1, heads=heads, variant=variant, **sizes)
+    state, loaded = _read_source(
+        "encoder", init, weights, exact.vit.state_dict(), heads, hub=AS_RUN_HUB.get(init, SOURCES[init].hub)
+    )
+    if init == "depth_anything_v2" and sizes["patch_size"] != DEPTH_ANYTHING_PATCH:
+        raise UserError(
+            f"model.patch_size {sizes['patch_size']}: the study's code takes Depth Anything's file as it is, "
+            f"for patches of {DEPTH_ANYTHING_PATCH} pixels; set that and image_size 224, or loading: exact"
+        )
+    fate = encoder.take(state)
+    keys = dict(zip(loaded.filled, loaded.used))
+    return loaded._replace(
+        used=[keys[name] for name in fate["filled"]],
+        dropped=[*loaded.dropped, *(keys[name] for name in keys if name not in fate["filled"])],
+        filled=fate["filled"],
+        lost=fate["dropped"],
+        zeroed=fate["zeroed"],
+        random=fate["random"],
+    )
 
 
 def load_pretrained_decoder(decoder: PixelDecoder, init: str, weights: str | Path | None = None) -> Loaded:
@@ -210,18 +268,23 @@ def _read_source(
     wanted: dict[str, Tensor],
     heads: int,
     unused: tuple[str, ...] = (),
+    hub: dict[int, tuple[str, str]] | None = None,
 ) -> tuple[dict[str, Tensor], Loaded]:
     """A tensor of the file for each of `wanted`, by the ViT's names.
 
     part: what is filled, "encoder" or "decoder", for messages. unused: prefixes of ViT names that it lacks.
+    hub: where the file is fetched from, the source's own by default.
     """
     source = SOURCES[init]
     width = wanted["cls_token"].shape[-1]
     if width in source.hub and heads != width // 64:
         raise UserError(f"model.{part}.heads {heads}: {init}'s ViT of width {width} has {width // 64} heads")
-    if weights and not Path(weights).is_file():
+    if open_clip_weights.is_named(weights):
+        path = open_clip_weights.fetch(weights)
+    elif weights and not Path(weights).is_file():
         raise UserError(f"model.{part}.weights: {weights} is not a file")
-    path = Path(weights) if weights else _fetch(part, init, width)
+    else:
+        path = Path(weights) if weights else _fetch(part, init, width, hub or source.hub)
     file, dropped = _read(path)
 
     keys, left_over = {}, []
@@ -265,8 +328,7 @@ def _resample(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     return tensor
 
 
-def _fetch(part: str, init: str, width: int) -> Path:
-    hub = SOURCES[init].hub
+def _fetch(part: str, init: str, width: int, hub: dict[int, tuple[str, str]]) -> Path:
     if width not in hub:
         widths = ", ".join(map(str, hub))
         raise UserError(f"model.{part}.width {width}: {init} weights are published for widths {widths}")

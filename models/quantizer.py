@@ -28,6 +28,8 @@ class VectorQuantizer(nn.Module):
 
     With `l2_normalize` latents and codes lie on the unit sphere (ViT-VQGAN, arXiv 2110.04627, section 3.2).
     `entropy_temperature` divides the negative squared distances in the softmax of the entropy loss.
+    The codebook is normalised where it is used, and its gradient with it; `normalize_in_place` writes the
+    normalised codes back instead, at each forward pass in training, as the study's code does.
     All distances are computed in float32 whatever the autocast.
     """
 
@@ -37,16 +39,21 @@ class VectorQuantizer(nn.Module):
         token_size: int = 16,
         l2_normalize: bool = True,
         entropy_temperature: float = 0.01,
+        normalize_in_place: bool = False,
     ):
         super().__init__()
         self.codebook_size = codebook_size
         self.token_size = token_size
         self.l2_normalize = l2_normalize
         self.entropy_temperature = entropy_temperature
+        self.normalize_in_place = normalize_in_place
         self.codebook = nn.Parameter(torch.randn(codebook_size, token_size) * token_size**-0.5)
 
     def codes_as_used(self) -> Tensor:
         """The codebook (codebook_size, D) in float32, L2-normalised where the quantizer normalises."""
+        if self.l2_normalize and self.normalize_in_place and self.training:
+            self.codebook.data = F.normalize(self.codebook.data, dim=-1)
+            return self.codebook.float()
         codebook = self.codebook.float()
         return F.normalize(codebook, dim=-1) if self.l2_normalize else codebook
 
@@ -54,8 +61,12 @@ class VectorQuantizer(nn.Module):
         """Codes int64 (...) to their vectors float32 (..., D)."""
         return F.embedding(codes, self.codes_as_used())
 
-    def forward(self, z: Tensor, with_entropy: bool = False) -> Quantized:
-        """Quantize z (..., D). `with_entropy` adds the entropy loss, the costliest part, in training."""
+    def forward(self, z: Tensor, with_entropy: bool = False, entropy_images: int | None = None) -> Quantized:
+        """Quantize z (B, ..., D). `with_entropy` adds the entropy loss, the costliest part, in training.
+
+        entropy_images: so many images at a time, a divisor of B, have an entropy loss of their own, of which
+        this is the mean; by default all of the batch, on all processes, have one.
+        """
         with torch.autocast(z.device.type, enabled=False):
             codebook = self.codes_as_used()
             latents = F.normalize(z.float(), dim=-1) if self.l2_normalize else z.float()
@@ -66,14 +77,20 @@ class VectorQuantizer(nn.Module):
                 codes = torch.cat(codes).view(latents.shape[:-1])
             nearest = F.embedding(codes, codebook)
 
-            zero = latents.new_zeros(())
+            entropy = latents.new_zeros(())
+            if with_entropy and entropy_images:
+                parts = [rearrange(part, "... d -> (...) d") for part in latents.split(entropy_images)]
+                alone = [entropy_loss(part, codebook, self.entropy_temperature, False) for part in parts]
+                entropy = torch.stack(alone).mean()
+            elif with_entropy:
+                entropy = entropy_loss(flat, codebook, self.entropy_temperature)
             return Quantized(
                 latents=latents,
                 quantized=latents + (nearest - latents).detach(),
                 codes=codes,
                 codebook_loss=F.mse_loss(nearest, latents.detach()),
                 commitment_loss=F.mse_loss(latents, nearest.detach()),
-                entropy_loss=entropy_loss(flat, codebook, self.entropy_temperature) if with_entropy else zero,
+                entropy_loss=entropy,
             )
 
 
@@ -83,14 +100,17 @@ def squared_distances(latents: Tensor, codebook: Tensor) -> Tensor:
     return torch.addmm(norms, latents, codebook.T, alpha=-2)
 
 
-def entropy_loss(latents: Tensor, codebook: Tensor, temperature: float) -> Tensor:
+def entropy_loss(
+    latents: Tensor, codebook: Tensor, temperature: float, over_processes: bool = True
+) -> Tensor:
     """E[H(p)] - H(E[p]) in nats (MAGVIT-v2, arXiv 2310.05737, eq. 5), a scalar.
 
     p is the softmax over the codes of the negative squared distances of latents (N, D) to codebook
-    (codebook_size, D), divided by the temperature. The outer mean E[p] spans the latents of all processes of
-    a torch.distributed job: its value is the mean over processes, its gradient the local one, so that
-    gradients averaged over processes (as DDP does) are those of the whole batch. The distances are computed
-    chunk by chunk, and again for the gradient, so that not all of them are ever in memory.
+    (codebook_size, D), divided by the temperature. With `over_processes` the outer mean E[p] spans the
+    latents of all processes of a torch.distributed job: its value is the mean over processes, its gradient
+    the local one, so that gradients averaged over processes (as DDP does) are those of the whole batch. The
+    distances are computed chunk by chunk, and again for the gradient, so that not all of them are ever in
+    memory.
     """
     sums = [
         checkpoint(_entropy_sums, chunk, codebook, temperature, use_reentrant=False, preserve_rng_state=False)
@@ -99,7 +119,7 @@ def entropy_loss(latents: Tensor, codebook: Tensor, temperature: float) -> Tenso
     sum_of_entropies, sum_of_p = map(sum, zip(*sums))
     entropy_of_each = sum_of_entropies / len(latents)
     mean_p = sum_of_p / len(latents)
-    if dist.is_available() and dist.is_initialized():
+    if over_processes and dist.is_available() and dist.is_initialized():
         over_processes = mean_p.detach().clone()
         dist.all_reduce(over_processes)
         over_processes /= dist.get_world_size()

@@ -19,6 +19,8 @@ MASK_SCHEDULES = {
     "square": lambda u: 1 - u**2,
 }
 
+AS_RUN_TOKENS = 16 * 16  # for which the study's sampler plans its steps
+
 # The scale of guidance at u in [0, 1], the share of steps done before this one, up to `guidance`. The linear
 # one leaves the first tokens free (Muse, arXiv 2301.00704, section 2.7).
 GUIDANCE_SCHEDULES = {
@@ -62,6 +64,22 @@ def keep_likeliest(logits: Tensor, top_k: int | None, top_p: float | None) -> Te
         smallest = ordered.masked_fill(before >= top_p, torch.inf).amin(dim=-1, keepdim=True)
         logits = logits.masked_fill(logits < smallest, -torch.inf)
     return logits
+
+
+def as_run_plan(schedule: str, steps: int, num_tokens: int) -> list[int]:
+    """How many tokens each step of the study's sampler decides, up to the one that decides the last.
+
+    They are in proportion to the schedule's values at `steps` evenly spaced u from 1 to 0, and add up to
+    16 × 16 whatever the sequence has (github.com/sejal-0502/Maskgit): of 64 tokens the first few steps decide
+    all. What 256 leaves of a longer sequence, the last step decides.
+    """
+    values = [MASK_SCHEDULES[schedule](1 - step / max(1, steps - 1)) for step in range(steps)]
+    whole = sum(values) or 1  # a single step has 0
+    counts = [max(1, round(value / whole * AS_RUN_TOKENS)) for value in values]
+    plan = []
+    while sum(plan) < num_tokens and len(plan) < steps - 1:
+        plan.append(min(counts[len(plan)], num_tokens - sum(plan)))
+    return plan if sum(plan) == num_tokens else [*plan, num_tokens - sum(plan)]
 
 
 def check_order(order: str, tokenizer: Tokenizer, name: str) -> None:

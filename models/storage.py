@@ -12,19 +12,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from errors import UserError
-from models import titok_original
+from models import study_checkpoints, titok_original
 from models.maskgit import MaskGIT
+from models.maskgit_as_run import MaskGITAsRun
 from models.titok import TiTok
 from models.tokenizer import Tokenizer
 from models.vqgan import VQGAN
 
 TOKENIZERS = {network.kind: network for network in (TiTok, titok_original.TwoStageTiTok, VQGAN)}
+GENERATORS = {network.kind: network for network in (MaskGIT, MaskGITAsRun)}
 
 
 def build_tokenizer(config: dict) -> Tokenizer:
     """The tokenizer that `config` describes: its `kind`, and the constructor's arguments of that kind."""
-    arguments = {key: value for key, value in config.items() if key != "kind"}
-    return TOKENIZERS[config["kind"]](**arguments)
+    return TOKENIZERS[config["kind"]](**_arguments(config))
+
+
+def build_generator(config: dict) -> MaskGIT:
+    """The generator that `config` describes: its `kind`, and the constructor's arguments of that kind."""
+    return GENERATORS[config["kind"]](**_arguments(config))
 
 
 def save_model(model: nn.Module, folder: str | Path, **provenance: str) -> None:
@@ -46,8 +52,11 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     """The tokenizer of a run folder, a model folder or a Hub id, in eval mode on the CPU.
 
     The TiTok authors' own (github.com/bytedance/1d-tokenizer) are read as they published them: a folder or a
-    Hub id, or a `.bin` file with its config beside it. Raises UserError where there is no tokenizer.
+    Hub id, or a `.bin` file with its config beside it. So are the study's (models.study_checkpoints): a
+    `.ckpt` file, a generator's too. Raises UserError where there is no tokenizer.
     """
+    if Path(name).suffix == study_checkpoints.SUFFIX:
+        return study_checkpoints.load_study_tokenizer(name)
     if Path(name).suffix == ".bin":
         return titok_original.convert(*titok_original.read_bin(name), name).eval()
     folder = model_folder(name)
@@ -62,13 +71,16 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
 def load_generator(name: str | Path) -> MaskGIT:
     """The generator of a run folder, a model folder or a Hub id, in eval mode on the CPU.
 
-    Raises UserError where there is none, or it is something else.
+    The study's own are read from their `.ckpt` files. Raises UserError where there is none, or it is
+    something else.
     """
+    if Path(name).suffix == study_checkpoints.SUFFIX:
+        return study_checkpoints.load_study_generator(name)
     folder = model_folder(name)
     config = _read_config(folder)
-    if config.get("kind") != MaskGIT.kind:
-        raise UserError(f"{folder}: a {config.get('kind')} model, not a generator ({MaskGIT.kind})")
-    return _with_weights(MaskGIT(**{key: value for key, value in config.items() if key != "kind"}), folder)
+    if config.get("kind") not in GENERATORS:
+        raise UserError(f"{folder}: a {config.get('kind')} model, not a generator ({', '.join(GENERATORS)})")
+    return _with_weights(build_generator(config), folder)
 
 
 def model_folder(name: str | Path) -> Path:
@@ -94,9 +106,14 @@ def read_provenance(folder: str | Path) -> dict[str, str]:
 
 def fingerprint(name: str | Path) -> str:
     """SHA-256, in hex, of the weights' file of what load_tokenizer or load_generator takes."""
-    path = Path(name) if Path(name).suffix == ".bin" else model_folder(name) / "model.safetensors"
+    single = Path(name).suffix in (".bin", study_checkpoints.SUFFIX)
+    path = Path(name) if single else model_folder(name) / "model.safetensors"
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _arguments(config: dict) -> dict:
+    return {key: value for key, value in config.items() if key != "kind"}
 
 
 def _read_config(folder: Path) -> dict:

@@ -5,7 +5,9 @@ from einops import rearrange, repeat
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from models.encoder import ARCHITECTURES, FROM_SCRATCH, LatentEncoder
+from models.conv_decoder import ConvDecoder
+from models.encoder import ARCHITECTURES, FROM_SCRATCH
+from models.encoder_as_run import build_latent_encoder
 from models.mimetic import sincos_positions, spread_positions, start_attention
 from models.quantizer import VectorQuantizer
 from models.tokenizer import Tokenizer
@@ -15,8 +17,9 @@ class TiTok(Tokenizer):
     """image → patches ⊕ K latents → ViT → the K outputs → quantizer → ⊕ mask tokens → ViT → pixels.
 
     `encoder` and `decoder` are sizes, `{"width", "depth", "heads"}`; `init` in either names the source whose
-    architecture it has (models.encoder), none if absent; models.pretrained loads the source's weights.
-    `quantizer` holds the arguments of VectorQuantizer.
+    architecture it has (models.encoder), none if absent; models.pretrained loads the source's weights. An
+    encoder's `loading` is "exact" or "as_run" (models.encoder_as_run). A decoder of `kind` "conv" is a
+    models.conv_decoder.ConvDecoder. `quantizer` holds the arguments of VectorQuantizer.
     """
 
     kind = "titok"
@@ -31,7 +34,10 @@ class TiTok(Tokenizer):
         quantizer: dict | None = None,
     ):
         vit_b = {"width": 768, "depth": 12, "heads": 12}
-        encoder, decoder = ({"init": "none", **(size or vit_b)} for size in (encoder, decoder))
+        encoder = {"init": "none", "loading": "exact", **(encoder or vit_b)}
+        decoder = {"kind": "vit", **(decoder or vit_b)}
+        if decoder["kind"] == "vit":
+            decoder = {"init": "none", **decoder}
         quantizer = quantizer or {}
         super().__init__(image_size, num_tokens, VectorQuantizer(**quantizer))
         self.config = {
@@ -44,11 +50,21 @@ class TiTok(Tokenizer):
             "quantizer": quantizer,
         }
         token_size = self.quantizer.token_size
-        self.encoder = LatentEncoder(
+        self.encoder = build_latent_encoder(
             **encoder, image_size=image_size, patch_size=patch_size, num_latents=num_tokens
         )
         self.to_tokens = nn.Linear(encoder["width"], token_size)
-        self.decoder = PixelDecoder(image_size, patch_size, num_tokens, token_size, **decoder)
+        common = {"image_size": image_size, "num_tokens": num_tokens, "token_size": token_size}
+        options = {name: value for name, value in decoder.items() if name != "kind"}
+        if decoder["kind"] == "conv":
+            self.decoder = ConvDecoder(**common, **options)
+        else:
+            self.decoder = PixelDecoder(**common, patch_size=patch_size, **options)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the convolution that makes the pixels."""
+        return self.decoder.last_layer
 
     def to_latents(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to latents (B, K, token_size), before quantization."""
@@ -94,7 +110,7 @@ class PixelDecoder(nn.Module):
         self.token_positions = nn.Parameter(torch.zeros(num_tokens, width))
         self.norm_pre = nn.LayerNorm(width, eps=norm_eps) if pre_norm else nn.Identity()
         self.blocks = nn.Sequential(
-            *[Block(width, heads, qkv_bias=True, **architecture.block_options) for _ in range(depth)]
+            *[Block(width, heads, **architecture.block_options) for _ in range(depth)]
         )
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.to_pixels = nn.Linear(width, 3 * patch_size**2)
@@ -118,6 +134,11 @@ class PixelDecoder(nn.Module):
             with torch.no_grad():
                 self.positions[1:] = positions
                 self.token_positions.copy_(spread_positions(positions, num_tokens))
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the convolution that makes the pixels."""
+        return self.smooth.weight
 
     def forward(self, quantized: Tensor) -> Tensor:
         """Quantized latents (B, K, token_size) to images (B, 3, H, W), meant for [0, 1] but not clamped."""

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import yaml
-from einops import rearrange
 from torch import Tensor, nn
 
 from errors import UserError
+from models.encoder import untransposed
 from models.titok import TiTok
 from models.tokenizer import Tokenizer
 
@@ -50,12 +50,14 @@ class TwoStageTiTok(TiTok):
         self.decoder.to_pixels = PixelCodes(self.config["decoder"]["width"])
         self.decoder.smooth = pixel_decoder()
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the convolution that makes the pixels."""
+        return self.decoder.smooth.conv_out.weight
+
     def to_latents(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to latents (B, K, token_size), before quantization."""
-        # The published encoders read the memory of (B, K, width) as (B, width, K), without permuting it:
-        # each token is a projection of values from all K outputs.
-        outputs = rearrange(self.encoder(images), "b k d -> b (k d)")
-        return self.to_tokens(rearrange(outputs, "b (d k) -> b k d", k=self.num_tokens))
+        return self.to_tokens(untransposed(self.encoder(images)))
 
 
 class PixelCodes(nn.Module):

@@ -18,9 +18,9 @@ class Reconstruction(NamedTuple):
 class Tokenizer(nn.Module):
     """Images to K discrete tokens and back.
 
-    A subclass has `kind`, `config` (its constructor's arguments, as JSON holds them), `to_latents` and
-    `to_images`. A tokenizer of a square grid (`is_grid`) reads its rows one after another as its K tokens;
-    otherwise a token has no place in the image.
+    A subclass has `kind`, `config` (its constructor's arguments, as JSON holds them), `to_latents`,
+    `to_images`, and `last_layer`, the weight that makes the pixels. A tokenizer of a square grid (`is_grid`)
+    reads its rows one after another as its K tokens; otherwise a token has no place in the image.
     """
 
     is_grid = False
@@ -32,9 +32,11 @@ class Tokenizer(nn.Module):
         self.quantizer = quantizer
         self.codebook_size = quantizer.codebook_size
 
-    def forward(self, images: Tensor, with_entropy: bool = False) -> Reconstruction:
-        """Reconstruct images (B, 3, H, W) in [0, 1], with the quantizer's losses."""
-        quantized = self.quantizer(self.to_latents(images), with_entropy)
+    def forward(
+        self, images: Tensor, with_entropy: bool = False, entropy_images: int | None = None
+    ) -> Reconstruction:
+        """Reconstruct images (B, 3, H, W) in [0, 1], with the losses of models.quantizer."""
+        quantized = self.quantizer(self.to_latents(images), with_entropy, entropy_images)
         return Reconstruction(self.to_images(quantized.quantized), quantized)
 
     @torch.no_grad()

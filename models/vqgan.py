@@ -52,6 +52,11 @@ class VQGAN(Tokenizer):
         self.decoder = conv_decoder(widths, blocks)
         self.to(memory_format=torch.channels_last)  # convolutions are faster so
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the convolution that makes the pixels."""
+        return self.decoder[-1].weight
+
     def to_latents(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to latents (B, K, token_size), the grid's rows one after another."""
         latents = self.to_tokens(self.encoder(images * 2 - 1))
@@ -84,7 +89,16 @@ def conv_encoder(channels: int, widths: list[int], blocks: int) -> nn.Sequential
 def conv_decoder(widths: list[int], blocks: int) -> nn.Sequential:
     """(B, LATENT_CHANNELS, h, w) to images (B, 3, H, W) meant for [-1, 1], from the last of `widths` back."""
     width = widths[-1]
-    layers = [conv3x3(LATENT_CHANNELS, width), *middle(width)]
+    return nn.Sequential(conv3x3(LATENT_CHANNELS, width), *middle(width), *upsampling(widths, blocks))
+
+
+def upsampling(widths: list[int], blocks: int, attention: bool = True) -> list[nn.Module]:
+    """(B, widths[-1], h, w) to images (B, 3, H, W), each level of twice the size of the one before.
+
+    attention: whether the lowest level has any.
+    """
+    width = widths[-1]
+    layers = []
     for level, level_width in enumerate(reversed(widths)):
         lowest = level == 0
         if not lowest:
@@ -92,10 +106,9 @@ def conv_decoder(widths: list[int], blocks: int) -> nn.Sequential:
         for _ in range(blocks + 1):
             layers.append(ResidualBlock(width, level_width))
             width = level_width
-            if lowest:
+            if lowest and attention:
                 layers.append(Attention(width))
-    layers += [group_norm(width), nn.SiLU(), conv3x3(width, 3)]
-    return nn.Sequential(*layers)
+    return [*layers, group_norm(width), nn.SiLU(), conv3x3(width, 3)]
 
 
 def middle(width: int) -> list[nn.Module]:

@@ -21,7 +21,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from errors import UserError
 from reporting.runs import Run
-from reporting.study import StudyPoint, label, match, study_series, system
+from reporting.study import AS_RUN, StudyPoint, label, match, study_series, system
 from reporting.tables import Table, build_tables, find_cell
 
 STYLE = Path(__file__).parent / "report.mplstyle"
@@ -249,7 +249,7 @@ def _loss_charts(tokenizers: list[Run]) -> list[Chart]:
         near[nearest and nearest.recipe].append(run)
 
     def find(*recipes: str) -> list[Run]:
-        return [run for recipe in recipes for run in near[recipe]]
+        return [run for recipe in recipes for family in (recipe, AS_RUN + recipe) for run in near[family]]
 
     from_mae = find("mae_16", "mae_32", "mae_64", "mae_128", "mae_256")
     from_scratch = find("titok_16", "titok_32", "titok_64", "titok_128", "titok_256")

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from errors import UserError
 from reporting.charts import COLOURS, STYLE
-from reporting.pictures import Pictures
+from reporting.pictures import INPUTS, Pictures
 from reporting.runs import Run
 from reporting.study import label
 from training.analysis import Analysis, list_analyses, read_analysis
-from training.config import TiTokSection
+from training.model_sections import TiTokSection
 
 WIDTH, HEIGHT = 7.0, 9.0  # inches, of a figure that fills a page
 COLUMNS = 7  # of images side by side
@@ -126,18 +126,27 @@ def build_grids(runs: list[Run], pictures: Pictures, missing: list[str]) -> list
     ]
     missing += [f"{name}: {reason}" for name, _, _, systems, reason in wanted if not systems]
     return [
-        Picture(name, title, caption, draw_grid(title, systems, restored.get("input")))
+        Picture(name, title, caption, draw_grid(title, with_inputs(systems, pictures)))
         for name, title, caption, systems, _ in wanted
         if systems
     ]
 
 
-def draw_grid(title: str, systems: list[System], inputs: Tensor | None) -> Figure:
+def with_inputs(systems: list[System], pictures: Pictures) -> list[System]:
+    """The systems, those that see frames alike behind these frames."""
+    groups = defaultdict(list)
+    for each in systems:
+        groups[pictures.input_of.get(each.name) if each.restored is not None else None].append(each)
+    inputs = {name: [System(name, pictures.images[name])] if name else [] for name in groups}
+    return [each for name, members in groups.items() for each in inputs[name] + members]
+
+
+def draw_grid(title: str, systems: list[System]) -> Figure:
     """Systems side by side, COLUMNS at most and the others below; at most ROWS images of each.
 
-    Reconstructions stand beside their `inputs` (N, 3, H, W), generated images below them.
+    The first is repeated in each line where it is the frames; generated images stand below reconstructions.
     """
-    first = [System("input", inputs)] if any(each.restored is not None for each in systems) else []
+    first, systems = (systems[:1], systems[1:]) if systems[0].name in INPUTS.values() else ([], systems)
     num_blocks = math.ceil(len(systems) / (COLUMNS - len(first)))
     per_block = math.ceil(len(systems) / num_blocks)
     rows = []  # of a block: its systems' names, or None below them, and for each its images or None

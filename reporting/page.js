@@ -10,7 +10,7 @@ let shown = 0;
 function show(place) {
   shown = (place + shots.length) % shots.length;
   const shot = shots[shown];
-  const input = shot.dataset.frame && find(shot.dataset.frame, "input");
+  const input = shot.dataset.frame && find(shot.dataset.frame, shot.dataset.input);
   left.hidden = !input || input === shot;
   for (const [figure, each] of [[left, input], [right, shot]]) {
     if (!each) continue;
@@ -36,11 +36,14 @@ if (compare) {
   const slider = stage.querySelector("input");
   const pose = () => {
     const { frame, system } = Object.fromEntries(new FormData(compare));
-    stage.querySelector(".input").replaceChildren(copy(find(frame, "input")));
-    stage.querySelector(".restored").replaceChildren(copy(find(frame, system)));
+    const restored = find(frame, system);
+    stage.querySelector(".input").replaceChildren(copy(find(frame, restored.dataset.input)));
+    stage.querySelector(".restored").replaceChildren(copy(restored));
     stage.querySelector(".right").textContent = system;
   };
-  for (const radio of compare.querySelectorAll(".frames input")) radio.after(copy(find(radio.value, "input")));
+  for (const radio of compare.querySelectorAll(".frames input")) {
+    radio.after(copy(shots.find(({ dataset }) => dataset.frame === radio.value)));
+  }
   slider.addEventListener("input", () => stage.style.setProperty("--at", `${slider.value}%`));
   compare.addEventListener("change", pose);
   pose();

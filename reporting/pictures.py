@@ -16,13 +16,17 @@ from reporting.study import label
 from training.finished import load_with_tokenizer
 
 BATCH = 16  # images at once
+# The frames as tokenizers see them, by how they are cut (data.resize)
+INPUTS = {"short_side": "input", "none": "input, cut out as it is"}
 
 
 class Pictures(NamedTuple):
     """Images (N, 3, H, W) in [0, 1]."""
 
     frames: list[Frame]  # of `images`, in their order
-    images: dict[str, Tensor]  # "input", then reconstructions by the tokenizer run's label
+    # Reconstructions by the tokenizer run's label, behind the frames as these tokenizers see them
+    images: dict[str, Tensor]
+    input_of: dict[str, str]  # the name in `images` of what a name there is to be compared with
     generated: dict[str, Tensor]  # by the generator run's label
 
 
@@ -32,16 +36,20 @@ def make_pictures(
 ) -> tuple[Pictures, list[str]]:
     """Reconstruct `num_frames` validation frames with each tokenizer, and generate with each generator.
 
-    The input is at the largest size of any tokenizer. Also returns a line for all that could not be had:
-    frames that aren't there, and runs whose weights don't load.
+    The input is at the largest size of any tokenizer that cuts frames alike. Also returns a line for all that
+    could not be had: frames that aren't there, and runs whose weights don't load.
     """
     missing: list[str] = []
     tokenizers = [run for run in runs if not run.is_generator]
-    frames, images, generated = [], {}, {}
+    frames, images, input_of, generated = [], {}, {}, {}
     if tokenizers and num_frames > 0:
         try:
-            folder, frames = choose_frames(tokenizers[-1], num_frames)
-            images = reconstruct(tokenizers, folder, frames, device, missing)
+            folder, frames = choose_frames(tokenizers[-1], num_frames, native_size(tokenizers))
+            for resize in INPUTS:
+                group = [run for run in tokenizers if run.config.data.resize == resize]
+                of_group = reconstruct(group, folder, frames, device, missing)
+                images |= of_group
+                input_of |= dict.fromkeys(of_group, INPUTS[resize])
         except UserError as error:
             missing.append(f"reconstructions: {error}")
     for run in runs:
@@ -50,14 +58,20 @@ def make_pictures(
                 generated[label(run)] = generate(run, num_generated, seed, device)
             except UserError as error:
                 missing.append(f"images by {run.folder}: {error}")
-    return Pictures(frames, images, generated), missing
+    return Pictures(frames, images, input_of, generated), missing
 
 
-def choose_frames(run: Run, num: int) -> tuple[Path, list[Frame]]:
+def native_size(tokenizers: list[Run]) -> int:
+    """The size in pixels, at most, of what tokenizers cut out of frames as they are; 1 if none does so."""
+    native = [run.config for run in tokenizers if run.config.data.resize == "none"]
+    return max([1, *(config.model.image_size for config in native)])
+
+
+def choose_frames(run: Run, num: int, least_size: int = 1) -> tuple[Path, list[Frame]]:
     """`num` of a run's validation frames, or all if there are fewer, and the folder that they are in.
 
-    One of each video comes before a second of any; unreadable ones are passed over. Raises UserError where
-    there are none, or none can be read.
+    One of each video comes before a second of any; unreadable ones, and those with a side of fewer than
+    `least_size` pixels, are passed over. Raises UserError where there are none, or none can be used.
     """
     data = run.config.data
     folder = Path(data.frames) / "val"
@@ -66,17 +80,20 @@ def choose_frames(run: Run, num: int) -> tuple[Path, list[Frame]]:
     for frame in frames:
         videos[Path(frame.file_name).parent].append(frame)
     in_turn = (frame for turn in zip_longest(*videos.values()) for frame in turn if frame)
-    readable = (frame for frame in in_turn if FrameDataset(folder, [frame], size=8)[0][0] is not None)
-    chosen = list(islice(readable, num))
+    usable = (f for f in in_turn if FrameDataset(folder, [f], least_size, resize="none")[0][0] is not None)
+    chosen = list(islice(usable, num))
     if not chosen:
-        raise UserError(f"{folder}: none of its {len(frames)} frames can be read")
+        raise UserError(f"{folder}: none of its {len(frames)} frames can be used")
     return folder, chosen
 
 
 def reconstruct(
     tokenizers: list[Run], folder: Path, frames: list[Frame], device: torch.device, missing: list[str]
 ) -> dict[str, Tensor]:
-    """The frames as "input" and by each tokenizer's label; one that doesn't load is named in `missing`."""
+    """The frames as tokenizers that cut alike see them, by the name in INPUTS, and by each tokenizer's label.
+
+    A tokenizer that doesn't load is named in `missing`.
+    """
     restored, inputs = {}, torch.empty(0, 3, 0, 0)
     for run in tokenizers:
         try:
@@ -84,13 +101,13 @@ def reconstruct(
         except UserError as error:
             missing.append(f"reconstructions by {run.folder}: {error}")
             continue
-        dataset = FrameDataset(folder, frames, tokenizer.image_size)
+        dataset = FrameDataset(folder, frames, tokenizer.image_size, run.config.data.resize)
         images = torch.stack([dataset[index][0] for index in range(len(frames))])
         parts = [to_unit_range(part, device) for part in images.split(BATCH)]
         restored[label(run)] = torch.cat([tokenizer.decode(tokenizer.encode(part)).cpu() for part in parts])
         if images.shape[-1] > inputs.shape[-1]:
             inputs = to_unit_range(images, torch.device("cpu"))
-    return {"input": inputs} | restored if restored else {}
+    return {INPUTS[tokenizers[0].config.data.resize]: inputs} | restored if restored else {}
 
 
 def generate(run: Run, num: int, seed: int, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import textwrap
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from reporting.charts import COLOURS, LINES, MARKERS, STYLE
 from reporting.figures import WIDTH, Picture
 from reporting.runs import Run
 from reporting.study import INITS, label
-from training.config import TiTokSection
+from training.model_sections import TiTokSection
 
 BATCH = 16  # images at once
 ABLATED_FRAMES = 4
@@ -108,13 +109,11 @@ def compare_representations(
     after the last norm. Also returns a line for each tokenizer or source that could not be had.
     """
     missing: list[str] = []
-    images: dict[int, Tensor] = {}  # uint8, by size
 
-    def load_images(size: int) -> Tensor:
-        if size not in images:
-            dataset = FrameDataset(folder, frames, size)
-            images[size] = torch.stack([dataset[index][0] for index in range(len(frames))])
-        return images[size]
+    @cache
+    def load_images(size: int, resize: str) -> Tensor:
+        dataset = FrameDataset(folder, frames, size, resize)
+        return torch.stack([dataset[index][0] for index in range(len(frames))])
 
     features: dict[str, Tensor] = {}  # (N, …) by name
     tokens, sources = [], {}
@@ -123,20 +122,20 @@ def compare_representations(
             continue
         model = run.config.model
         if isinstance(model, TiTokSection) and model.encoder.init in SOURCES:
-            sources[model.encoder.init] = model
+            sources[model.encoder.init] = run
         try:
             tokenizer = load_tokenizer(run.folder).to(device)
         except UserError as error:
             missing.append(f"representation of {run.folder}: {error}")
             continue
-        latents, codes = encode(tokenizer, load_images(tokenizer.image_size), device)
+        latents, codes = encode(tokenizer, load_images(tokenizer.image_size, run.config.data.resize), device)
         features[label(run)] = latents.flatten(1)
         tokens.append(measure_tokens(run, tokenizer, latents, codes, seed))
-    for init, model in sources.items():
+    for init, run in sources.items():
+        model = run.config.model
         try:
-            features[f"{INITS[init]} features"] = source_features(
-                model, load_images(model.image_size), device
-            )
+            images = load_images(model.image_size, run.config.data.resize)
+            features[f"{INITS[init]} features"] = source_features(model, images, device)
         except UserError as error:
             missing.append(f"features of {init}, for the comparison of representations: {error}")
 

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
-from training.config import GeneratorConfig, Subset, TokenizerConfig
+from training.config import GeneratorConfig, TokenizerConfig
 from training.finished import FinishedRun, list_runs
+from training.sections import Subset
 
 
 class Result(BaseModel):

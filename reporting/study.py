@@ -6,85 +6,27 @@ from typing import NamedTuple
 
 import yaml
 
+from models import open_clip_weights
 from models.encoder import FROM_SCRATCH
 from reporting.runs import Run
-from training.config import GeneratorConfig, Section, TiTokSection, TokenizerConfig
+from training.cells import FAMILIES, LADDER, cells_of, read_cell
+from training.config import GeneratorConfig, TokenizerConfig
+from training.model_sections import TiTokSection
+from training.sections import Section
 
 # --- what it trained ----------------------------------------------------------------------------------------
 
-SMALL = {"timeofday": ["daytime"], "count": 12454}
-BIG = {"count": 35000}  # day and night
-VALIDATION = {"timeofday": ["daytime"], "count": 1764}
-GENERATION = {"train": {"count": 158903}, "val": {"count": 39818}}
-VIT_B = {"width": 768, "depth": 12, "heads": 12}
-MODEL = {"image_size": 256, "quantizer": {"codebook_size": 4096, "token_size": 16}}
-TRAINING = {
-    "global_batch_size": 128,
-    "learning_rate": 1e-4,
-    "warmup_steps": 5000,
-    "schedule": "constant",
-}
-
-
-def titok(tokens: int, init: str = "none", epochs: int = 150, train: dict = SMALL) -> TokenizerConfig:
-    """The study's TiTok with so many tokens."""
-    return TokenizerConfig(
-        data={"train": train, "val": VALIDATION},
-        model=MODEL
-        | {"patch_size": 16, "num_tokens": tokens, "encoder": {"init": init, **VIT_B}, "decoder": VIT_B},
-        training=TRAINING | {"epochs": epochs},
-    )
-
-
-def vqgan() -> TokenizerConfig:
-    """The study's baseline."""
-    return TokenizerConfig(
-        data={"train": SMALL, "val": VALIDATION},
-        model=MODEL | {"kind": "vqgan"},
-        training=TRAINING | {"epochs": 150},
-    )
-
-
-def maskgit(tokenizer: str) -> GeneratorConfig:
-    """The study's generator on the tokens of one of RECIPES."""
-    return GeneratorConfig(
-        tokenizer=tokenizer,
-        data=GENERATION,
-        model={"width": 768, "depth": 24, "heads": 16},
-        training=TRAINING | {"epochs": 30, "betas": (0.9, 0.96), "weight_decay": 0.03},
-    )
-
-
-# By the name of the file under configs/, which also is the name of the run that it makes
-RECIPES = {
-    "vqgan": vqgan(),
-    "titok_16": titok(16, epochs=100),
-    "titok_32": titok(32, epochs=100),
-    "titok_64": titok(64, epochs=100),
-    "titok_128": titok(128, epochs=100),
-    "titok_256": titok(256, epochs=100),
-    "titok_64_big": titok(64, epochs=100, train=BIG),
-    "mae_16": titok(16, "mae"),
-    "mae_32": titok(32, "mae"),
-    "mae_64": titok(64, "mae"),
-    "mae_128": titok(128, "mae"),
-    "mae_256": titok(256, "mae"),
-    "mae_64_big": titok(64, "mae", train=BIG),
-    "titok_64_150ep": titok(64),
-    "dino_64": titok(64, "dino"),
-    "depth_anything_v2_64": titok(64, "depth_anything_v2"),
-    "dinov2_64": titok(64, "dinov2"),
-    "clip_64": titok(64, "clip"),
-    "maskgit_vqgan": maskgit("vqgan"),
-    "maskgit_titok_64": maskgit("titok_64_150ep"),
-    "maskgit_depth_anything_v2_64": maskgit("depth_anything_v2_64"),
-    "maskgit_clip_64": maskgit("clip_64"),
-    "maskgit_dino_64": maskgit("dino_64"),
-    "maskgit_dinov2_64": maskgit("dinov2_64"),
-    "maskgit_mae_64": maskgit("mae_64"),
-}
+AS_RUN = FAMILIES["as_run"]
+# Configs by the path of their file below configs/: both families, and the ladder between as run and ours
+RECIPES = {cell: read_cell(cell) for cell in dict.fromkeys([*cells_of("text"), *cells_of("as_run"), *LADDER])}
+RUN_NAMES = {recipe.run.name: cell for cell, recipe in RECIPES.items()}
 # Of two recipes for one system, what sets one apart
 SETTINGS = {"titok_64": "100 epochs", "titok_64_big": "big set", "mae_64_big": "big set"}
+
+
+def tokenizer_recipe(recipe: str) -> str:
+    """The recipe of the tokenizer on whose tokens a generator's is trained."""
+    return RUN_NAMES[Path(RECIPES[recipe].tokenizer).name]
 
 
 # --- what it measured ---------------------------------------------------------------------------------------
@@ -93,7 +35,8 @@ SETTINGS = {"titok_64": "100 epochs", "titok_64_big": "big set", "mae_64_big": "
 class Row(NamedTuple):
     """A row of the study's tables: the run that gives it, and the study's values by metric.
 
-    A codebook usage is a share. A value is None where we have a row that the study hasn't.
+    `recipe` is the one by the study's text; the one as its code ran it is AS_RUN + recipe. A codebook usage
+    is a share. A value is None where we have a row that the study hasn't.
     """
 
     name: str
@@ -280,7 +223,7 @@ def match(run: Run) -> Match | None:
     wanted = type(run.config), _system((run.tokenizer or run).config)
     matches = []
     for name, recipe in RECIPES.items():
-        tokenizer = RECIPES[recipe.tokenizer] if isinstance(recipe, GeneratorConfig) else recipe
+        tokenizer = RECIPES[tokenizer_recipe(name)] if isinstance(recipe, GeneratorConfig) else recipe
         if (type(recipe), _system(tokenizer)) == wanted:
             matches.append(Match(name, differences(run, name)))
     return min(matches, key=lambda each: len(each.differs), default=None)
@@ -291,11 +234,13 @@ def differences(run: Run, recipe: str) -> list[str]:
     config = RECIPES[recipe]
     ours, theirs = _settings(run.config), _settings(config)
     phrases = [] if run.step == steps_of(config) else [f"{run.step:,} steps, not {steps_of(config):,}"]
-    phrases += [
-        f"{key} {_write(ours[key])}, not {_write(theirs[key])}" for key in ours if ours[key] != theirs[key]
-    ]
+    for key in ours | theirs:
+        values = [_write(each[key]) if key in each else "none" for each in (ours, theirs)]
+        if values[0] != values[1]:
+            phrases.append(f"{key} {values[0]}, not {values[1]}")
     if run.is_generator:
-        phrases += [f"its tokenizer: {phrase}" for phrase in differences(run.tokenizer, config.tokenizer)]
+        of_tokenizer = differences(run.tokenizer, tokenizer_recipe(recipe))
+        phrases += [f"its tokenizer: {phrase}" for phrase in of_tokenizer]
     return phrases
 
 
@@ -325,10 +270,13 @@ def label(run: Run) -> str:
     its folder's name behind the system's.
     """
     nearest = match(run)
-    if nearest is None or nearest.differs or run.name != nearest.recipe:
+    if nearest is None or nearest.differs or run.name != RECIPES[nearest.recipe].run.name:
         return f"{system(run)} ({run.name})"
-    setting = SETTINGS.get(run.name)
-    return f"{system(run)}, {setting}" if setting else system(run)
+    if nearest.recipe.startswith("ladder/"):
+        return f"{system(run)}, rung {nearest.recipe.removeprefix('ladder/').replace('_', ': ')}"
+    setting = SETTINGS.get(Path(nearest.recipe).name)
+    family = "as run" if nearest.recipe.startswith(AS_RUN) else None
+    return ", ".join(filter(None, [system(run), setting, family]))
 
 
 def _system(config: TokenizerConfig) -> tuple:
@@ -346,7 +294,7 @@ def _settings(config: Section) -> dict[str, object]:
     def collect(values: dict, above: tuple[str, ...]) -> None:
         for name, value in values.items():
             key = ".".join((*above, name))
-            if key in NEUTRAL:
+            if key in NEUTRAL and not open_clip_weights.is_named(value):  # which is another CLIP
                 continue
             if key in ("data.train", "data.val"):
                 value = {name: wanted for name, wanted in value.items() if wanted is not None} or "all frames"

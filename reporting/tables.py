@@ -11,12 +11,15 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
+from metrics import as_run
 from reporting.runs import Run
-from reporting.study import MODEL, RECIPES, TABLES, Match, match, steps_of, system
-from training.config import GeneratorConfig, Subset
+from reporting.study import AS_RUN, RECIPES, TABLES, Match, match, steps_of, system, tokenizer_recipe
+from training.config import GeneratorConfig
+from training.sections import Subset
 
 METRICS = {"rfid": "rFID", "gfid": "gFID", "codebook": "codebook usage"}
-IN_PERCENT = {"codebook"}  # the others have no unit
+IN_PERCENT = {"codebook", "codebook_as_run"}  # the others have no unit
+NOT_AS_RUN = "trained as the study's text says"
 MISSING_IMAGES = 0.01  # share of broken frames with which a value still compares with the study's
 DEFAULT_ROOT = Path("runs")  # of the configs
 PHRASES = 6  # of a note that a table has below it; the run's config has the rest
@@ -31,7 +34,7 @@ LATEX |= {"−": "$-$", "±": r"$\pm$"}
 class Candidate(NamedTuple):
     """A value of ours for a cell: of one run, or the mean over runs that differ in their seeds only."""
 
-    metric: str
+    metric: str  # the study's own, as in eval/, or with as_run.SUFFIX: as the study's scripts measure it
     value: float  # as in eval/<metric>.json: a codebook usage is a share
     std: float | None  # sample standard deviation, of several runs
     difference: float | None  # to the study's value; None where that was measured on something else
@@ -106,8 +109,9 @@ def build_tables(runs: list[Run], root: str | Path = "runs") -> list[Table]:
     """The study's five tables, each run in the cells of the training that it is or comes nearest to.
 
     Runs that differ in their seeds only, are as far, and were measured alike, are one candidate: their mean.
-    A run of other settings is a candidate too, with notes that say what differs; the difference to the
-    study's value is there only where both were measured on as many images, of one size, of the same subset.
+    A run of other settings is a candidate too, with notes that say what differs; so is one that was trained
+    as the study's text says, not as its code ran. The difference to the study's value is there only where
+    both were measured as its scripts do, on as many images, of one size, of the same kind of frames.
 
     root: the folder of the runs, for the commands that fill the empty cells.
     """
@@ -119,8 +123,14 @@ def build_tables(runs: list[Run], root: str | Path = "runs") -> list[Table]:
         for row in study.rows:
             cells = dict.fromkeys(metrics)
             for metric, value in row.values.items():
-                candidates = _find_candidates(metric, value, row.recipe, matched.near[row.recipe])
-                cells[metric] = Cell(metric, value, candidates, matched.commands(metric, row.recipe))
+                candidates = [
+                    candidate
+                    for recipe in (AS_RUN + row.recipe, row.recipe)
+                    for measure in (metric + as_run.SUFFIX, metric)
+                    for candidate in _find_candidates(measure, value, recipe, matched.near[recipe])
+                ]
+                candidates.sort(key=lambda each: len(each.notes))
+                cells[metric] = Cell(metric, value, candidates, matched.commands(metric, AS_RUN + row.recipe))
             rows.append(TableRow(row.name, list(cells.values())))
         columns = [METRICS[metric] for metric in metrics]
         rows, notes = _mark_notes(rows)
@@ -160,7 +170,8 @@ def _find_candidates(
     for run, differs in near:
         if metric in run.results:
             record = run.results[metric]
-            notes = _measured_otherwise(run, record, recipe) + differs
+            notes = [] if recipe.startswith(AS_RUN) else [NOT_AS_RUN]
+            notes += _measured_otherwise(run, record) + differs
             measured = [record[key] for key in ("checkpoint_step", "num_images", "feature_extractor")]
             measured += [record.get("frames_sha256"), run.num_frames]
             measured += [run.tokenizer.step, run.tokenizer.num_frames] if run.is_generator else []
@@ -186,7 +197,7 @@ def _find_candidates(
                     list(notes),
                 )
             )
-    return sorted(candidates, key=lambda each: len(each.notes))
+    return candidates
 
 
 def _seed(run: Run) -> str:
@@ -196,29 +207,33 @@ def _seed(run: Run) -> str:
     return str(seed)
 
 
-def _measured_otherwise(run: Run, record: dict, recipe: str) -> list[str]:
+def _measured_otherwise(run: Run, record: dict) -> list[str]:
     """How a result was measured otherwise than the study's value, a phrase each."""
     phrases = []
+    if not record["metric"].endswith(as_run.SUFFIX):
+        phrases.append("measured right, not with --as-run")
     if record["checkpoint_step"] != run.step:
         phrases.append(f"measured at step {record['checkpoint_step']:,}, now it is at {run.step:,}")
     if Path(record["frames"]) != Path(run.config.data.frames):
         phrases.append(f"measured on {record['frames']}")
-    count = RECIPES[recipe].data.val.count
-    if record["num_images"] != count:
-        phrases.append(f"measured on {record['num_images']:,} images, not {count:,}")
+    if record["num_images"] != as_run.NUM_IMAGES:
+        phrases.append(f"measured on {record['num_images']:,} images, not {as_run.NUM_IMAGES:,}")
     if record.get("num_real", record["num_images"]) != record["num_images"]:
         phrases.append(f"against {record['num_real']:,} real ones")
     return phrases
 
 
 def _compares(run: Run, record: dict, recipe: str) -> bool:
-    """Whether a result is of as many images, of one size, of the same subset as the study's."""
-    val = RECIPES[recipe].data.val
+    """Whether a result was measured as the study's: by its scripts' measure, on as many such images."""
+    config = RECIPES[recipe]
+    tokenizer = RECIPES[tokenizer_recipe(recipe)] if run.is_generator else config
     counts = [record["num_images"], record.get("num_real", record["num_images"])]
     return (
-        Subset(**record["subset"]) == val
-        and all(abs(count - val.count) <= MISSING_IMAGES * val.count for count in counts)
-        and (run.tokenizer or run).config.model.image_size == MODEL["image_size"]
+        record["metric"].endswith(as_run.SUFFIX)
+        and Subset(**record["subset"]) == config.data.val
+        and run.config.data.resize == config.data.resize
+        and all(abs(count - as_run.NUM_IMAGES) <= MISSING_IMAGES * as_run.NUM_IMAGES for count in counts)
+        and (run.tokenizer or run).config.model.image_size == tokenizer.model.image_size
     )
 
 
@@ -264,7 +279,8 @@ class MatchedRuns:
             nearest = match(run)
             if nearest is not None:
                 self.near[nearest.recipe].append((run, nearest.differs))
-            if nearest is None or nearest.recipe != run.name or not _leads_to(run, nearest):
+            own_name = nearest and RECIPES[nearest.recipe].run.name
+            if own_name != run.name or not _leads_to(run, nearest):
                 self.taken.add(run.name)
 
     def exact(self, recipe: str) -> list[Run]:
@@ -279,7 +295,8 @@ class MatchedRuns:
         exact = self.exact(recipe)
         if any(_is_settled(run, metric, recipe) for run in exact):
             return []
-        unmeasured = exact or [run for run, _ in self.near[recipe] if metric not in run.results]
+        measure = metric + as_run.SUFFIX
+        unmeasured = exact or [run for run, _ in self.near[recipe] if measure not in run.results]
         if unmeasured:
             return [_evaluation(metric, run.folder) for run in unmeasured]
         return [*self.trainings(recipe), _evaluation(metric, self.folder(recipe))]
@@ -288,15 +305,16 @@ class MatchedRuns:
         """What trains a recipe's run, before it a generator's tokenizer where that is missing."""
         config, folder = RECIPES[recipe], self.folder(recipe)
         commands, overrides = [], []
-        if folder.name != recipe:
+        if folder.name != config.run.name:
             overrides.append(f"run.name={folder.name}")
         if self.root != DEFAULT_ROOT:
             overrides.append(f"run.dir={self.root}")
         if isinstance(config, GeneratorConfig):
-            script, tokenizer = "train_maskgit.py", self.folder(config.tokenizer)
-            if not self.exact(config.tokenizer):
-                commands += self.trainings(config.tokenizer)
-            if tokenizer != DEFAULT_ROOT / config.tokenizer:
+            its_tokenizer = tokenizer_recipe(recipe)
+            script, tokenizer = "train_maskgit.py", self.folder(its_tokenizer)
+            if not self.exact(its_tokenizer):
+                commands += self.trainings(its_tokenizer)
+            if tokenizer != Path(config.tokenizer):
                 overrides.append(f"tokenizer={tokenizer}")
         else:
             script = "train_tokenizer.py"
@@ -309,7 +327,8 @@ class MatchedRuns:
         exact = self.exact(recipe)
         if exact:
             return exact[0].folder
-        return self.root / (f"{recipe}_study" if recipe in self.taken else recipe)
+        name = RECIPES[recipe].run.name
+        return self.root / (f"{name}_study" if name in self.taken else name)
 
 
 def _leads_to(run: Run, nearest: Match) -> bool:
@@ -319,12 +338,12 @@ def _leads_to(run: Run, nearest: Match) -> bool:
 
 def _is_settled(run: Run, metric: str, recipe: str) -> bool:
     """Whether a metric of a run was measured of its newest weights, and as the study did."""
-    record = run.results.get(metric)
+    record = run.results.get(metric + as_run.SUFFIX)
     return record is not None and record["checkpoint_step"] == run.step and _compares(run, record, recipe)
 
 
 def _evaluation(metric: str, folder: Path) -> str:
-    return shlex.join(["python", "evaluate.py", f"--{metric}", "--run", str(folder)])
+    return shlex.join(["python", "evaluate.py", f"--{metric}", "--as-run", "--run", str(folder)])
 
 
 # --- as text ------------------------------------------------------------------------------------------------

@@ -314,6 +314,56 @@ def test_bad_arguments(videos, tmp_path):
     assert f"error: {tmp_path / 'file'}" in extract(videos, tmp_path / "file", fails=True)
 
 
+def test_numbers_that_are_none(videos, tmp_path):
+    for wrong in (["--fps", "1/0"], ["--val-fraction", "nan"], ["--times", "1e400"], ["--workers", "0"]):
+        output = extract(videos, tmp_path / "frames", *wrong, fails=True)
+        assert "is no number from" in output.splitlines()[-1]
+
+
+def test_a_folder_that_no_extraction_made_is_kept(videos, tmp_path):
+    clip = tmp_path / "train" / "a" / "a.mov"
+    clip.parent.mkdir(parents=True)
+    shutil.copy(next(videos.rglob("*.mov")), clip)
+    assert f"{clip}: {clip.parent} is in the way" in extract(tmp_path, tmp_path, fails=True)
+    assert clip.is_file()
+
+
+def still(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(256, size=(30, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_a_video_of_pictures_is_done_when_all_of_them_are(tmp_path):
+    pictures, out = tmp_path / "in" / "a", tmp_path / "out"
+    for number in (1, 2, 3):
+        still(pictures / f"a-{number:07d}.jpg", number)
+    (pictures / "a-0000002.jpg").write_bytes(b"")
+    command = ("--images", tmp_path / "in", "--out", out, "--val-fraction", 0, "--short-side", 0)
+    for _ in range(2):  # the broken one is tried and named again
+        output = run(*command)
+        assert "2 frames of 2 pictures" in output and "skipped 1 pictures:" in output
+    for number in (2, 4):
+        still(pictures / f"a-{number:07d}.jpg", number)
+    assert "4 frames of 4 pictures\n" in run(*command)
+    assert "0 frames of 0 pictures; 4 pictures were done before" in run(*command)
+    for row in metadata(out, "train"):
+        copy = out / "train" / row["file_name"]
+        assert copy.read_bytes() == (pictures / copy.name).read_bytes()
+
+
+def test_labels_given_later_find_pictures_named_after_their_paths(tmp_path, labels):
+    for folder in "xy":
+        still(tmp_path / "in" / folder / "0000aaaa-00000002.jpg")
+    command = ("--images", tmp_path / "in", "--out", tmp_path / "out", "--val-fraction", 0)
+    run(*command)
+    run(*command, "--labels", labels)
+    rows = metadata(tmp_path / "out", "train")
+    assert [row["video"] for row in rows] == ["x_0000aaaa-00000002_jpg", "y_0000aaaa-00000002_jpg"]
+    assert all(NIGHT.items() <= row.items() for row in rows)
+
+
 class Fatal(str):
     """A path that takes down the process that unpickles it, as a crash in a decoder would."""
 
@@ -325,11 +375,11 @@ def test_a_clip_that_crashes_the_decoder_is_an_error_like_others(videos, tmp_pat
     paths = sorted(videos.rglob("*.mov"))
     paths.insert(1, Fatal("crash.mov"))
     selection = ("frames-per-video", 1)
-    jobs = [Job(path, tmp_path / "train" / Path(path).stem, {}, selection, 256) for path in paths]
+    jobs = [Job([path], tmp_path / "train" / Path(path).stem, {}, selection, 256) for path in paths]
     outcomes = list(extract_clips(jobs, workers=2))
     assert sorted(outcome.frames for outcome in outcomes) == [0, 1, 1, 1, 1, 1]
-    errors = [outcome.error for outcome in outcomes if outcome.error]
-    assert errors == ["crash.mov: decoding it crashed, or ran out of memory"]
+    errors = [outcome.errors for outcome in outcomes if outcome.errors]
+    assert errors == [("crash.mov: decoding it crashed, or ran out of memory",)]
 
 
 @pytest.mark.skipif(not DRIVING.is_dir(), reason=f"no real clips in {DRIVING}")

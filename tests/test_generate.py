@@ -8,7 +8,7 @@ import torch
 import yaml
 from PIL import Image
 
-from data.frames import list_frames, load_image
+from data.frames import cut_square, list_frames
 from models import load_generator, load_tokenizer
 from models.maskgit import MaskGIT
 from models.storage import build_tokenizer, fingerprint, save_model
@@ -108,7 +108,7 @@ def assert_is_table(rows, table):
 
 def val_images(folder):
     frames = list_frames(folder / "frames", "val")
-    arrays = [load_image(folder / "frames" / "val" / frame.file_name, 32) for frame in frames]
+    arrays = [cut_square(Image.open(folder / "frames" / "val" / frame.file_name), 32) for frame in frames]
     return frames, torch.tensor(np.stack(arrays)).permute(0, 3, 1, 2) / 255
 
 
@@ -251,7 +251,7 @@ EDIT = ("--mode", "edit", "--image", "{val}/video0/video0-0000001.jpg")
         ("plain", [*EDIT, "--box", "0,0,8,8", "--edit-tokens", "17"], "--edit-tokens 17: a picture has 16"),
         ("plain", [*EDIT, "--box", "0,0,8,8", "--edit-tokens", "0"], "--edit-tokens 0: a picture has 16"),
         ("plain", ["--out", "{val}/metadata.jsonl/out"], "metadata.jsonl/out: no folder can be made there"),
-        ("plain", [*EDIT[:3], "{val}/none.jpg", "--box", "0,0,8,8"], "none.jpg: not readable"),
+        ("plain", [*EDIT[:3], "{val}/none.jpg", "--box", "0,0,8,8"], "none.jpg: no such file"),
     ],
 )  # fmt: skip
 def test_refuses_in_one_line(workplace, tmp_path, run, arguments, words):

@@ -58,9 +58,12 @@ def test_dry_run_prints_every_cell_of_the_readme_once_with_its_evaluation_after_
     (cd, _), *frames, report = [words for words in commands(output) if words[0] != "accelerate"]
     assert cd == "cd" and report[1].endswith("report.py")
     assert [value_of("--out", words) for words in frames] == ["frames", "frames_generation"]
+    assert [value_of("--short-side", frames[0]), value_of("--times", frames[0])] == ["0", "10"]
 
     launched = [words for words in commands(output) if words[0] == "accelerate"]
-    trainings, evaluations = launched[::2], launched[1::2]
+    trainings, evaluations, as_run = launched[::3], launched[1::3], launched[2::3]
+    assert all("--as-run" in words for words in as_run)
+    assert [value_of("--run", words) for words in as_run] == [value_of("--run", w) for w in evaluations]
     cells = [Path(value_of("--config", words)).stem for words in trainings]
     assert len(cells) == len(set(cells)) and set(cells) == readme_cells()
     assert [value_of("--run", words) for words in evaluations] == [f"runs/{cell}" for cell in cells]
@@ -75,6 +78,22 @@ def test_dry_run_prints_every_cell_of_the_readme_once_with_its_evaluation_after_
     for words in evaluations[:4]:
         start = next(place for place, word in enumerate(words) if word.endswith("evaluate.py"))
         assert "no run there" in run_script("evaluate.py", *words[start + 1 :], fails=True)
+
+
+def test_a_family_a_ladder_and_stills_are_the_commands_asked_for(tmp_path):
+    start = ["study.py", "--labels", "l", "--out", tmp_path / "new", "--dry-run"]
+    output = run_script(*start, "--videos", "v", "--images", "i", "--family", "as_run")
+    first, second = [words for words in commands(output) if "extract_frames.py" in words[1]]
+    assert "--images" in first and "--times" not in first and "--videos" in second
+    configs = [value_of("--config", words) for words in commands(output) if "--config" in words]
+    assert len(configs) == len(readme_cells()) and all("configs/as_run/" in path for path in configs)
+
+    output = run_script(*start, "--images", "i", "--ladder")
+    (still,) = [words for words in commands(output) if "extract_frames.py" in words[1]]
+    assert value_of("--out", still) == "frames"
+    configs = [value_of("--config", words) for words in commands(output) if "--config" in words]
+    assert [Path(path).stem[0] for path in configs] == ["m", *"123456789"]
+    assert "the generators' frames come from the clips" in run_script(*start, "--images", "i", fails=True)
 
 
 @pytest.fixture
@@ -107,10 +126,12 @@ def machine(tmp_path, monkeypatch):
     def evaluate(folder, words):
         run = folder / value_of("--run", words)
         step = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-        metrics = [word for word in words if word.startswith("--") and word not in ("--run", "--quiet")]
+        metrics = [word for word in words if word.startswith("--")]
+        metrics = [word for word in metrics if word not in ("--run", "--quiet", "--as-run")]
+        suffix = "_as_run" if "--as-run" in words else ""
         had = [metric for metric in metrics if metric != "--lpips" or state["lpips"]]
         for metric in had:
-            path = run / "eval" / f"{metric[2:].replace('-', '_')}.json"
+            path = run / "eval" / f"{metric[2:].replace('-', '_')}{suffix}.json"
             path.write_text(json.dumps({"checkpoint_step": step}))
         return int(had != metrics)
 

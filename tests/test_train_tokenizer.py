@@ -219,7 +219,72 @@ def test_broken_frames_are_skipped_and_named(workplace, frames, tmp_path):
     for victim in victims:
         victim.write_bytes(victim.read_bytes()[:100])
     output = train(workplace, "broken", f"data.frames={broken}")
-    assert "3 frames could not be read" in output
+    assert "3 frames could not be used" in output
     assert all(victim.name in output for victim in victims)
     message = train(workplace, "strict", f"data.frames={broken}", "data.strict=true", fails=True)
     assert any(f"error: {victim}" in message for victim in victims)
+
+
+# --- the study's recipe -------------------------------------------------------------------------------------
+
+AS_RUN = [
+    "model.encoder.loading=as_run",
+    "model.decoder={kind: conv, width: 32, channels: 32, multipliers: [1, 1], blocks: 1}",
+    "model.quantizer.normalize_in_place=true",
+    "losses={adaptive_adversarial: true, entropy: 0.1, entropy_end: 0.0, entropy_decay_steps: 2}",
+    "losses.entropy_images=4",
+    "discriminator={norm: batch, betas: [0.5, 0.9], learning_rate: 0.002}",
+    "training={ema_decay: 0, clip_norm: null, betas: [0.5, 0.9], weight_decay: 0}",
+    "data={resize: none, random_crop: false, flip: false}",
+]
+
+
+def test_the_studys_recipe_trains_and_goes_on_as_if_uninterrupted(workplace):
+    train(workplace, "as_run", *AS_RUN)
+    logged = metrics(workplace, "as_run")
+    weights_of_adversary = [line["train/adversarial_weight"] for line in logged[1:4]]
+    assert all(weight > 0 for weight in weights_of_adversary) and len(set(weights_of_adversary)) == 3
+    train(workplace, "as_run_cut", *AS_RUN, "training.max_steps=2")
+    train(workplace, "as_run_cut", *AS_RUN)
+    for network, state in weights(workplace, "as_run").items():
+        for key, tensor in weights(workplace, "as_run_cut")[network].items():
+            assert torch.equal(tensor, state[key]), (network, key)
+    # without an average the model is the network itself
+    tokenizer = load_tokenizer(workplace / "runs" / "as_run").state_dict()
+    trained = weights(workplace, "as_run")["model"]
+    assert all(torch.equal(tensor, trained[key]) for key, tensor in tokenizer.items())
+
+
+def test_the_total_is_the_terms_by_their_weights_of_the_step(workplace):
+    train(workplace, "weighed", *AS_RUN, "losses.codebook=0.25", "losses.commitment=0.7")
+    for line in metrics(workplace, "weighed")[:4]:
+        entropy = {1: 0.1, 2: 0.05, 3: 0.0, 4: 0.0}[line["step"]]  # falls from the first step, over two
+        total = line["train/reconstruction"] + entropy * line["train/entropy"]
+        total += 0.25 * line["train/codebook"] + 0.7 * line["train/commitment"]
+        if line["step"] > 1:
+            total += line["train/adversarial_weight"] * line["train/adversarial"]
+        assert line["train/loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_a_part_has_whole_groups_of_the_entropy_loss(workplace):
+    message = train(workplace, "odd", "losses.entropy_images=3", fails=True)
+    assert "losses.entropy_images 3: a device takes 8 images at once" in message
+
+
+def test_a_frozen_projection_stays_as_it_was_drawn(workplace):
+    train(workplace, "frozen", "training.freeze_projection=true")
+    first, last = (weights(workplace, "frozen", step)["model"] for step in (2, 4))
+    for key in first:
+        assert torch.equal(first[key], last[key]) == key.startswith("to_tokens."), key
+
+
+def test_groups_of_an_entropy_loss_are_the_same_in_any_part(workplace):
+    """With groups of its own an entropy loss is a sum over parts, as all other terms are."""
+    train(workplace, "groups", "losses.entropy_images=2")
+    train(workplace, "groups_in_parts", "losses.entropy_images=2", "training.device_batch_size=4")
+    assert_same_training(workplace, "groups", "groups_in_parts")
+
+
+def test_a_native_cut_of_frames_that_are_too_small_is_refused_with_the_reason(workplace):
+    message = train(workplace, "too_large", "data.resize=none", "model.image_size=40", fails=True)
+    assert "48×32 pixels, less than the 40×40 to cut out of it" in message

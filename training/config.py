@@ -1,218 +1,26 @@
-"""Experiment configs: YAML files on a common base, checked against the models below."""
+"""Experiment configs: YAML files on a common base, checked against the sections' keys."""
 
 import argparse
 import difflib
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from errors import UserError
-from models.encoder import FROM_SCRATCH
-
-Share = Annotated[float, Field(ge=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """A mapping in a config; it refuses keys that it doesn't know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RunSection(Section):
-    """Where a run lives and how it reports."""
-
-    name: str | None = None  # by default the config file's name
-    dir: str = "runs"
-    seed: NonNegativeInt = 42
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
-
-
-class Subset(Section):
-    """Which frames of a split: those with one of each listed attribute, the first `count` in salted order."""
-
-    timeofday: list[str] | None = None
-    weather: list[str] | None = None
-    scene: list[str] | None = None
-    count: PositiveInt | None = None
-
-
-class DataSection(Section):
-    """Frames, and how they are loaded."""
-
-    frames: str = "frames"
-    train: Subset = Subset()
-    val: Subset = Subset()
-    random_crop: bool = True  # otherwise the centre square
-    flip: bool = True  # left to right, half of the time
-    workers: NonNegativeInt = 8  # loader processes of each training process
-    strict: bool = False  # a broken JPEG stops the run, otherwise it is skipped and named
-
-
-class TrainingSection(Section):
-    """The recipe of one optimizer, or of two alike. Training stops at the nearer of epochs and max_steps."""
-
-    epochs: PositiveFloat | None = None
-    max_steps: PositiveInt | None = None
-    global_batch_size: PositiveInt = 128
-    device_batch_size: PositiveInt = 32  # at most so many images at once on a device
-    precision: Literal["bf16", "fp32"] = "bf16"
-    learning_rate: PositiveFloat = 1e-4
-    warmup_steps: NonNegativeInt = 5000
-    schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up
-    betas: tuple[Share, Share] = (0.9, 0.99)
-    weight_decay: NonNegativeFloat = 1e-4
-    clip_norm: PositiveFloat = 1.0
-    ema_decay: Share = 0.999
-    compile: bool = False  # the networks and perceptual losses, with torch.compile
-    gradient_checkpointing: bool = False  # less memory: the blocks' insides are computed twice
-    log_every: PositiveInt = 50
-    validate_every: PositiveInt = 2000  # validation, samples and analysis, which comes at 1, 2, 5, 10, … too
-    checkpoint_every: PositiveInt = 1000
-    keep_checkpoints: PositiveInt = 2
-
-    @model_validator(mode="after")
-    def _ends(self):
-        if self.epochs is None and self.max_steps is None:
-            raise ValueError("give epochs or max_steps, or training never ends")
-        return self
-
-
-class VitSize(Section):
-    """A transformer's size; ViT-B by default."""
-
-    width: PositiveInt = 768
-    depth: PositiveInt = 12
-    heads: PositiveInt = 12
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self):
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
-        return self
-
-
-class PretrainedVit(VitSize):
-    """A ViT of TiTok's, and the weights that it starts from."""
-
-    # mimetic: from scratch too, for small ViTs and short training (models.mimetic); titok: the architecture
-    # of the TiTok authors' own weights, for model.init_from
-    init: Literal["none", "mimetic", "mae", "clip", "dino", "dinov2", "depth_anything_v2", "titok"] = "none"
-    weights: str | None = None  # a file in the authors' or timm's format; by default it is fetched
-
-
-class QuantizerSection(Section):
-    """Vector quantization; see models.quantizer."""
-
-    codebook_size: Annotated[int, Field(ge=2)] = 4096
-    token_size: PositiveInt = 16
-    l2_normalize: bool = True
-    entropy_temperature: PositiveFloat = 0.01
-
-
-class TokenizerSection(Section):
-    """What every tokenizer has."""
-
-    init_from: str | None = None  # a trained tokenizer of this architecture: a run, a model folder, a Hub id
-    image_size: PositiveInt = 256
-    quantizer: QuantizerSection = QuantizerSection()
-
-    def architecture(self) -> dict:
-        """The config of models.storage.build_tokenizer: the section without where its weights come from."""
-        weights = {"init_from": True, "encoder": {"weights"}, "decoder": {"weights"}}
-        return self.model_dump(exclude=weights)
-
-
-class TiTokSection(TokenizerSection):
-    """The arguments of models.titok.TiTok."""
-
-    kind: Literal["titok", "two_stage_titok"] = "titok"
-    patch_size: PositiveInt = 16
-    num_tokens: Annotated[int, Field(ge=1, le=1024)] = 64
-    encoder: PretrainedVit = PretrainedVit()
-    decoder: PretrainedVit = PretrainedVit()
-
-    @property
-    def has_pretrained_encoder(self) -> bool:
-        """Whether the encoder starts from weights."""
-        return self.init_from is not None or self.encoder.init not in FROM_SCRATCH
-
-    @model_validator(mode="after")
-    def _patches_tile_image(self):
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
-        if "titok" in (self.encoder.init, self.decoder.init) and self.init_from is None:
-            raise ValueError(
-                "init titok has no ViT weights of its own; give init_from a TiTok of the authors"
-            )
-        return self
-
-
-class VQGANSection(TokenizerSection):
-    """The arguments of models.vqgan.VQGAN."""
-
-    kind: Literal["vqgan"]
-    channels: Annotated[int, Field(ge=32, multiple_of=32)] = 128  # the norms have 32 groups
-    multipliers: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 1, 2, 2, 4]
-    blocks: PositiveInt = 2
-
-    @property
-    def has_pretrained_encoder(self) -> bool:
-        """Whether the encoder starts from weights."""
-        return self.init_from is not None
-
-    @model_validator(mode="after")
-    def _levels_halve_image(self):
-        factor = 2 ** (len(self.multipliers) - 1)
-        if self.image_size % factor:
-            raise ValueError(f"image_size {self.image_size} is no multiple of {factor}, the downsampling")
-        return self
-
-
-class LossSection(Section):
-    """Weights of the tokenizer's losses; 0 switches a term off."""
-
-    reconstruction: Literal["l1", "l2"] = "l2"
-    codebook: NonNegativeFloat = 1.0
-    commitment: NonNegativeFloat = 0.25
-    entropy: NonNegativeFloat = 0.02
-    lpips: NonNegativeFloat = 1.0
-    lpips_weights: str | None = None  # torchvision's VGG16 file; by default it is fetched
-    convnext: NonNegativeFloat = 0.1
-    convnext_weights: str | None = None  # torchvision's ConvNeXt-S file; by default it is fetched
-    adversarial: NonNegativeFloat = 0.1
-    adversarial_start: NonNegativeInt = 5000  # optimizer steps before the discriminator joins
-    lecam: NonNegativeFloat = 0.0
-
-
-class DiscriminatorSection(Section):
-    """The PatchGAN discriminator's size."""
-
-    channels: PositiveInt = 64
-    layers: PositiveInt = 3
-
-
-class TokenizerTraining(TrainingSection):
-    """A tokenizer's recipe: how to treat what starts from weights."""
-
-    freeze_encoder_steps: NonNegativeInt = 0  # the encoder's weights stay as they are for so many steps
-    pretrained_rate: PositiveFloat = 1.0  # learning rate of what starts from weights, over learning_rate
-
-
-def _with_kind(model: object) -> object:
-    return {"kind": "titok", **model} if isinstance(model, dict) else model
+from training.model_sections import MaskGITSection, TiTokSection, VQGANSection, with_kind
+from training.sections import (
+    DataSection,
+    DiscriminatorSection,
+    GeneratorData,
+    LossSection,
+    RunSection,
+    SamplingSection,
+    Section,
+    TokenizerTraining,
+    TrainingSection,
+)
 
 
 class TokenizerConfig(Section):
@@ -221,7 +29,7 @@ class TokenizerConfig(Section):
     run: RunSection = RunSection()
     data: DataSection = DataSection()
     model: Annotated[
-        TiTokSection | VQGANSection, Field(discriminator="kind"), BeforeValidator(_with_kind)
+        TiTokSection | VQGANSection, Field(discriminator="kind"), BeforeValidator(with_kind("titok"))
     ] = TiTokSection()
     discriminator: DiscriminatorSection = DiscriminatorSection()
     losses: LossSection = LossSection()
@@ -231,42 +39,9 @@ class TokenizerConfig(Section):
     def _has_what_to_freeze(self):
         if self.training.freeze_encoder_steps and not self.model.has_pretrained_encoder:
             raise ValueError("training.freeze_encoder_steps: the encoder starts from random weights")
+        if self.training.freeze_projection and not isinstance(self.model, TiTokSection):
+            raise ValueError("training.freeze_projection: it is of a TiTok")
         return self
-
-
-class GeneratorData(DataSection):
-    """Frames whose tokens are learned; the tokens are kept in a folder of their own."""
-
-    tokens: str = "tokens"
-
-
-class MaskGITSection(VitSize):
-    """The arguments of models.maskgit.MaskGIT that the tokenizer doesn't set, and its training loss."""
-
-    kind: Literal["maskgit"] = "maskgit"
-    depth: PositiveInt = 24
-    heads: PositiveInt = 16
-    dropout: Share = 0.1
-    tied_embeddings: bool = False  # the codes' embeddings are the output's weights too
-    conditions: list[Literal["timeofday", "weather", "scene"]] = []  # the attributes that it is told
-    condition_dropout: Share = 0.1  # how often training leaves out all of a frame's; of the rest, each one
-    mask_schedule: Literal["arccos", "cosine", "linear", "square"] = "arccos"
-    label_smoothing: Share = 0.1
-    unmasked_weight: NonNegativeFloat = 0.0  # of the known tokens in the loss, where a masked one has 1
-
-
-class SamplingSection(Section):
-    """How a generator is sampled; see models.maskgit.MaskGIT.fill_steps."""
-
-    steps: PositiveInt = 8
-    schedule: Literal["arccos", "cosine", "linear", "square"] = "arccos"
-    temperature: PositiveFloat = 1.0
-    randomness: NonNegativeFloat = 4.5
-    top_k: PositiveInt | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    order: Literal["confidence", "halton"] = "confidence"  # halton is for 2D tokens
-    guidance: NonNegativeFloat = 1.0  # of a conditional generator: 0 ignores the conditions
-    guidance_schedule: Literal["constant", "linear"] = "constant"
 
 
 class GeneratorConfig(Section):

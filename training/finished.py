@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from errors import UserError
 from models.maskgit import MaskGIT
 from models.sampling import check_order
-from models.storage import fingerprint, load_generator, load_tokenizer, read_provenance
+from models.storage import GENERATORS, fingerprint, load_generator, load_tokenizer, read_provenance
 from models.tokenizer import Tokenizer
 from training.config import GeneratorConfig, TokenizerConfig
 
@@ -38,7 +38,7 @@ def read_run(folder: str | Path) -> FinishedRun:
         raise UserError(f"{folder}: has no model yet; it comes with the first checkpoint")
     try:
         kind = json.loads((folder / "model" / "config.json").read_text())["kind"]
-        config_class = GeneratorConfig if kind == MaskGIT.kind else TokenizerConfig
+        config_class = GeneratorConfig if kind in GENERATORS else TokenizerConfig
         config = config_class.model_validate(yaml.safe_load(path.read_text()))
         step = int(read_provenance(folder / "model")["step"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:

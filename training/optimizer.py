@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from training.config import TrainingSection
+from training.sections import TrainingSection
 
 
 def build_optimizer(
@@ -14,21 +14,26 @@ def build_optimizer(
     training: TrainingSection,
     pretrained: Iterable[nn.Parameter] = (),
     pretrained_rate: float = 1.0,
+    rate: float = 1.0,
+    betas: tuple[float, float] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101) on the network's parameters; norms and biases don't decay.
 
-    The learning rate of the `pretrained` among them is `pretrained_rate` times the others'.
+    The learning rate is `rate` times the training's, that of the `pretrained` parameters is, besides,
+    `pretrained_rate` times the others'. betas: the training's by default. Parameters that take no gradient
+    are left out.
     """
     pretrained = {id(parameter) for parameter in pretrained}
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = []
-    for started, rate in ((False, 1.0), (True, pretrained_rate)):
-        of_rate = [p for p in network.parameters() if (id(p) in pretrained) == started]
-        groups.append({"params": [p for p in of_rate if p.ndim > 1], "rate": rate})
-        groups.append({"params": [p for p in of_rate if p.ndim <= 1], "rate": rate, "weight_decay": 0.0})
+    for started, own_rate in ((False, rate), (True, rate * pretrained_rate)):
+        of_rate = [p for p in trained if (id(p) in pretrained) == started]
+        groups.append({"params": [p for p in of_rate if p.ndim > 1], "rate": own_rate})
+        groups.append({"params": [p for p in of_rate if p.ndim <= 1], "rate": own_rate, "weight_decay": 0.0})
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=training.learning_rate,
-        betas=training.betas,
+        betas=betas or training.betas,
         weight_decay=training.weight_decay,
         fused=True,
     )

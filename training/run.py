@@ -24,8 +24,9 @@ from data.frames import DrawSampler, Frame, ImageBatch, to_unit_range
 from errors import UserError
 from models.storage import save_model
 from training.card import write_card
-from training.config import Section, save_config
+from training.config import save_config
 from training.optimizer import lay_out_as_weights
+from training.sections import Section
 from training.speed import checkpoint_blocks, compile_network, keep_freed_memory
 
 # What may change when a run goes on: the rest of a config decides what its weights mean.
@@ -190,13 +191,13 @@ class Run:
 
     def images_of(self, batch: ImageBatch, frames: list[Frame], split: str) -> Tensor:
         """The batch's images as float32 in [0, 1] on the device; broken frames are noted, or refused."""
-        for index in batch.broken:
+        for index, reason in batch.broken.items():
             path = f"{self.config.data.frames}/{split}/{frames[index].file_name}"
             if self.config.data.strict:
-                raise UserError(f"{path}: not readable as a picture")
+                raise UserError(f"{path}: {reason}")
             if path not in self._broken:
                 self._broken.add(path)
-                print(f"{path}: not readable as a picture, skipped", file=sys.stderr)
+                print(f"{path}: {reason}, skipped", file=sys.stderr)
         return to_unit_range(batch.images, self.device)
 
     def set_learning_rate(self, step: int) -> float:
@@ -225,7 +226,8 @@ class Run:
 
     def clip_and_step(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
         """One update from the accumulated gradients, clipped to `clip_norm`; returns their norm before."""
-        norm = self.accelerator.clip_grad_norm_(network.parameters(), self.config.training.clip_norm)
+        clip_norm = self.config.training.clip_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(network.parameters(), clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         return norm
@@ -295,7 +297,7 @@ class Run:
         broken = sorted(set(gather_object(sorted(self._broken))))
         if broken:
             names = ", ".join(broken[:5]) + (", …" if len(broken) > 5 else "")
-            self.say(f"{len(broken)} frames could not be read and were skipped: {names}")
+            self.say(f"{len(broken)} frames could not be used and were skipped: {names}")
         self.accelerator.end_training()
         if self._stopped:
             sys.exit(128 + signal.SIGTERM)

@@ -35,19 +35,28 @@ BROKEN = -1  # in the place of the codes of a frame that can't be read
 class TokenCache:
     """The codes of frames by a tokenizer, in a folder under `cache` whose name has a key of both.
 
-    `tokenizer` is a run, a model folder or a Hub id; the key is of its weights and of the frames' names. The
-    codes are computed chunk by chunk, each a file, by any number of processes on machines that share the
-    folder, and put together when no chunk is missing.
+    `tokenizer` is a run, a model folder or a Hub id; the key is of its weights, the frames' names, and how
+    they are cut to the image (`resize`, see data.frames.cut_square). The codes are computed chunk by chunk,
+    each a file, by any number of processes on machines that share the folder, and put together when no chunk
+    is missing.
     """
 
     def __init__(
-        self, tokenizer: str | Path, split_folder: str | Path, frames: list[Frame], cache: str | Path
+        self,
+        tokenizer: str | Path,
+        split_folder: str | Path,
+        frames: list[Frame],
+        cache: str | Path,
+        resize: str = "short_side",
     ):
         self.tokenizer = tokenizer
+        self.resize = resize
         self.split_folder = split_folder
         self.frames = frames
         self.weights = fingerprint(tokenizer)
-        key = hashlib.sha256(f"{self.weights} {frames_fingerprint(frames)}".encode()).hexdigest()[:12]
+        content = f"{self.weights} {frames_fingerprint(frames)}"
+        content += "" if resize == "short_side" else f" {resize}"  # as it was before there was another
+        key = hashlib.sha256(content.encode()).hexdigest()[:12]
         self.folder = Path(cache) / f"{Path(tokenizer).name}-{Path(split_folder).name}-{key}"
         self.chunks = [range(len(frames))[start : start + CHUNK] for start in range(0, len(frames), CHUNK)]
 
@@ -82,7 +91,7 @@ class TokenCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         tokenizer = load_tokenizer(self.tokenizer).to(device)
         frames = [self.frames[place] for chunk in chunks for place in chunk]
-        dataset = FrameDataset(self.split_folder, frames, tokenizer.image_size)
+        dataset = FrameDataset(self.split_folder, frames, tokenizer.image_size, self.resize)
         tokens = np.full((len(frames), 2, tokenizer.num_tokens), BROKEN, dtype=np.int32)
         seen = begin = 0
         bar = tqdm(
@@ -142,7 +151,8 @@ def token_caches(config: GeneratorConfig) -> dict[str, TokenCache]:
     data, caches = config.data, {}
     for split, subset in (("train", data.train), ("val", data.val)):
         frames = list_frames(data.frames, split, **subset.model_dump())
-        caches[split] = TokenCache(config.tokenizer, Path(data.frames) / split, frames, data.tokens)
+        folder = Path(data.frames) / split
+        caches[split] = TokenCache(config.tokenizer, folder, frames, data.tokens, data.resize)
     return caches
 
 

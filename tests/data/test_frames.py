@@ -11,12 +11,13 @@ from torch.utils.data import DataLoader
 from data.frames import (
     Draw,
     DrawSampler,
+    Frame,
     FrameDataset,
     collate_images,
+    cut_square,
     evaluation_loader,
     frames_fingerprint,
     list_frames,
-    load_image,
 )
 from errors import UserError
 
@@ -61,13 +62,44 @@ def test_too_small_a_subset_is_refused(frames, subset, words):
 def test_image_is_the_centre_square(tmp_path):
     pixels = np.zeros((32, 64, 3), np.uint8)
     pixels[:, 16:48] = 200
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert load_image(tmp_path / "a.png", 32).shape == (32, 32, 3)
-    assert (load_image(tmp_path / "a.png", 32) == 200).all()
-    smaller = load_image(tmp_path / "a.png", 16)
+    picture = Image.fromarray(pixels)
+    assert cut_square(picture, 32).shape == (32, 32, 3)
+    assert (cut_square(picture, 32) == 200).all()
+    smaller = cut_square(picture, 16)
     assert smaller.shape == (16, 16, 3) and smaller.min() > 180
-    crops = {load_image(tmp_path / "a.png", 32, np.random.default_rng(n)).mean() for n in range(20)}
+    crops = {cut_square(picture, 32, rng=np.random.default_rng(n)).mean() for n in range(20)}
     assert len(crops) > 5
+
+
+def test_native_cut_is_what_pil_crops():
+    pixels = np.random.default_rng(0).integers(256, size=(90, 161, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    left, top = (161 - 32) // 2, (90 - 32) // 2
+    expected = np.asarray(picture.crop((left, top, left + 32, top + 32)))
+    assert (cut_square(picture, 32, "none") == expected).all()
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, (32, 32, 3))[..., 0, :, :, :]
+    places = set()
+    for number in range(20):
+        cut = cut_square(picture, 32, "none", np.random.default_rng(number))
+        rows, columns = np.nonzero((windows == cut).all(axis=(2, 3, 4)))
+        places.add((*rows, *columns))
+    assert len(places) > 10 and all(len(place) == 2 for place in places)
+    with pytest.raises(UserError, match="161×90 pixels, less than the 96×96"):
+        cut_square(picture, 96, "none")
+
+
+def test_a_frame_too_small_for_a_native_cut_is_named_and_passed_over(tmp_path):
+    for name, size in (("large", (64, 48)), ("small", (64, 31))):
+        Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
+    frames = [Frame(f"{name}.png", None, None, None) for name in ("small", "large")]
+    dataset = FrameDataset(tmp_path, frames, 32, "none", random_crop=True)
+    batch = collate_images([dataset[0], dataset[1]])
+    assert batch.indices.tolist() == [1] and list(batch.broken) == [0] and "64×31" in batch.broken[0]
+    image, index, broken = dataset[Draw(0, 0)]
+    assert image.shape == (3, 32, 32) and index == 1 and list(broken) == [0]
+    alone = FrameDataset(tmp_path, frames[:1], 32, "none")
+    with pytest.raises(UserError, match=r"none of its 1 frames can be used; small\.png: 64×31"):
+        alone[Draw(0, 0)]
 
 
 def draws(processes, micro_batch_size, steps=range(6), length=20, seed=3):

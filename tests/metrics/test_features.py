@@ -36,7 +36,7 @@ def frames(tmp_path):
 
 def cache(frames, names=("a.jpg", "b.jpg"), size=32):
     folders = (frames.parent / ".features", frames.parent.parent / "run" / ".features")
-    return FeatureCache(frames, list(names), size, folders)
+    return FeatureCache(frames, list(names), size, "short_side", folders)
 
 
 def test_a_cache_gives_back_what_it_got(frames):

@@ -2,7 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from models.discriminator import LeCam, PatchGAN, hinge_discriminator_loss, hinge_generator_loss
+from models.discriminator import (
+    LeCam,
+    PatchGAN,
+    adaptive_weight,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+)
 
 
 @pytest.fixture
@@ -84,3 +90,38 @@ def test_lecam_penalty_adds_up_over_micro_batches(logits):
     for micro_batch in parts.split(2, dim=1):
         (lecam.penalty(*micro_batch) / 4).backward()
     torch.testing.assert_close(parts.grad, whole.grad)
+
+
+def test_the_adaptive_weight_is_the_ratio_of_the_gradients_at_the_last_layer():
+    """By torch.autograd on the whole losses, as VQGAN's equation 7 has it."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(8, 3, 3)
+    )
+    discriminator, targets = PatchGAN(16, 2), torch.rand(2, 3, 32, 32)
+    images = network(torch.rand(2, 3, 34, 34))
+    reconstruction = (images - targets).abs().mean() + 0.3 * (images - targets).square().mean()
+    adversarial = hinge_generator_loss(discriminator(images))
+    last = network[-1].weight
+    norms = [
+        torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (reconstruction, adversarial)
+    ]
+    at_images = [
+        torch.autograd.grad(loss, images, retain_graph=True)[0] for loss in (reconstruction, adversarial)
+    ]
+    weight = adaptive_weight(images, *at_images, last)
+    assert not weight.requires_grad
+    assert weight.item() == pytest.approx((norms[0] / (norms[1] + 1e-4)).item(), rel=1e-4)
+    assert adaptive_weight(images, at_images[0] * 1e9, at_images[1] * 1e-9, last).item() == 1e4
+
+
+def test_batch_norm_is_the_originals():
+    """Statistics are of the images of a call; GroupNorm's are of one image."""
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, 32, 32)
+    for norm, alike in (("group", True), ("batch", False)):
+        discriminator = PatchGAN(16, 2, norm)
+        alone, together = discriminator(images[:1]), discriminator(images)[:1]
+        assert torch.allclose(alone, together, atol=1e-5) == alike
+    layers = [layer for layer in discriminator.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert len(layers) == 2 and all(abs(layer.weight.mean() - 1) < 0.02 for layer in layers)

@@ -128,3 +128,74 @@ def test_entropy_loss_split_over_two_processes(tmp_path):
     # Averaged over processes, as DDP averages gradients: a process's loss has its own first term.
     torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, loss.detach())
     torch.testing.assert_close(torch.cat([parts[0][1], parts[1][1]]) / 2, whole.grad)
+
+
+def test_an_entropy_loss_of_a_few_images_each_is_the_mean_of_theirs(monkeypatch):
+    """And of a process's own: what the others have is not asked for."""
+
+    class OneOfTwo:
+        is_available = is_initialized = staticmethod(lambda: True)
+        get_world_size = staticmethod(lambda: 2)
+
+        @staticmethod
+        def all_reduce(tensor):
+            asked.append(tensor)
+
+    asked = []
+    monkeypatch.setattr("models.quantizer.dist", OneOfTwo)
+    torch.manual_seed(3)
+    quantizer = VectorQuantizer(64, 8, entropy_temperature=0.1)
+    z = torch.randn(6, 5, 8)
+    together = quantizer(z, with_entropy=True, entropy_images=2).entropy_loss
+    assert not asked
+    each = [reference(part.flatten(0, 1), quantizer.codebook.detach(), True, 0.1)[3] for part in z.split(2)]
+    assert together.item() == pytest.approx(np.mean(each), rel=1e-4)
+    assert together.item() != pytest.approx(quantizer(z, with_entropy=True).entropy_loss.item(), rel=1e-3)
+    assert len(asked) == 1
+    together.backward()
+    codes = torch.nn.functional.normalize(quantizer.codebook.detach(), dim=-1).requires_grad_()
+    latents = torch.nn.functional.normalize(z, dim=-1).flatten(1).view(3, 10, 8)
+    p = (-torch.cdist(latents, codes.expand(3, -1, -1)).square() / 0.1).softmax(dim=-1)
+    wanted = torch.special.entr(p).sum(-1).mean(1) - torch.special.entr(p.mean(1)).sum(-1)
+    wanted.mean().backward()
+    # through the norm, whose gradient has nothing along a code
+    raw, along = quantizer.codebook.detach(), (codes.grad * codes).sum(-1, keepdim=True) * codes
+    wanted = (codes.grad - along) / raw.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(quantizer.codebook.grad, wanted.detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_codes_normalised_in_place_are_the_tables_own():
+    """In training the table itself is put on the sphere, and its gradient isn't projected."""
+    torch.manual_seed(4)
+    quantizer = VectorQuantizer(16, 4, normalize_in_place=True)
+    raw, z = quantizer.codebook.detach().clone(), torch.randn(3, 7, 4)
+    unit = torch.nn.functional.normalize(raw, dim=-1)
+    quantizer.eval()
+    before = quantizer(z)
+    assert torch.equal(quantizer.codebook, raw)
+    torch.testing.assert_close(before.quantized, unit[before.codes])
+    assert torch.equal(quantizer.lookup(before.codes), unit[before.codes])
+    quantizer.train()
+    table = quantizer.codebook
+    out = quantizer(z)
+    assert quantizer.codebook is table  # which an optimizer holds
+    torch.testing.assert_close(table.detach(), unit)
+    assert torch.equal(out.codes, before.codes)
+    out.codebook_loss.backward()
+    by_hand = unit.clone().requires_grad_()
+    latents = torch.nn.functional.normalize(z, dim=-1)
+    (by_hand[out.codes] - latents).square().mean().backward()
+    torch.testing.assert_close(table.grad, by_hand.grad)
+    assert (table.grad * unit).sum(-1).abs().max() > 1e-3
+    projected = VectorQuantizer(16, 4)
+    projected.codebook.data.copy_(raw)
+    projected(z).codebook_loss.backward()
+    assert (projected.codebook.grad * unit).sum(-1).abs().max() < 1e-6
+
+
+def test_codes_in_place_are_as_they_are_without_norms():
+    torch.manual_seed(5)
+    quantizer = VectorQuantizer(16, 4, l2_normalize=False, normalize_in_place=True)
+    raw = quantizer.codebook.detach().clone()
+    quantizer(torch.randn(3, 7, 4))
+    assert torch.equal(quantizer.codebook, raw)

@@ -13,6 +13,7 @@ from models.sampling import (
     GUIDANCE_SCHEDULES,
     MASK_SCHEDULES,
     GumbelNoise,
+    as_run_plan,
     check_order,
     halton_order,
     keep_likeliest,
@@ -122,3 +123,30 @@ def test_halton_order_is_for_grids():
     check_order("halton", vqgan, "runs/b")
     with pytest.raises(UserError, match=r"halton.*2D grid.*runs/a \(titok\)"):
         check_order("halton", titok, "runs/a")
+
+
+@pytest.mark.parametrize("schedule", ["arccos", "cosine", "linear", "square"])
+@pytest.mark.parametrize("steps, num_tokens", [(12, 64), (12, 256), (8, 16), (8, 128), (1, 32), (12, 300)])
+def test_the_plan_as_run_is_the_studys(schedule, steps, num_tokens):
+    """Its formula: values of the schedule over their sum, times 256, rounded, at least one a step."""
+    r = torch.linspace(1, 0, steps)
+    values = {
+        "arccos": torch.arccos(r) / (math.pi / 2),
+        "cosine": torch.cos(r * math.pi / 2),
+        "linear": 1 - r,
+        "square": 1 - r**2,
+    }[schedule]
+    counts = (values / values.sum() * 256).round() if steps > 1 else torch.tensor([256.0])
+    counts[counts == 0] = 1
+    counts[-1] += 256 - counts.sum()
+    expected, left = [], num_tokens
+    for count in counts.int().tolist():
+        if left:
+            expected.append(min(count, left))
+            left -= expected[-1]
+    expected[-1] += left  # of more than 256 tokens
+    assert as_run_plan(schedule, steps, num_tokens) == expected
+
+
+def test_of_64_tokens_the_first_half_of_the_steps_decides_all():
+    assert as_run_plan("arccos", 12, 64) == [1, 9, 13, 17, 19, 5]

@@ -176,7 +176,7 @@ def test_seeds_are_one_value_with_its_deviation(charts):
 
 def test_captions_name_the_runs_that_differ(tmp_path):
     make_run(tmp_path, "short", "mae_64", step=100, results={"rfid": 200.0})
-    make_run(tmp_path, "vqgan", "vqgan", results={"rfid": 30.0})
+    make_run(tmp_path, "vqgan", "as_run/vqgan", results={"rfid_as_run": 30.0})
     captions = {chart.name: chart.caption for chart in build_charts(read_runs(tmp_path)[0])}
     assert re.search(r"short \(note a of Table 3\)", captions["figure_1"])
     assert "vqgan" not in captions["figure_4"]

@@ -10,7 +10,7 @@ from reporting.runs import Run
 from training.config import GeneratorConfig, TokenizerConfig
 
 SIZE, DIM, TOKENS = 24, 4, 90  # of the codebook, of a code, and latents in a file
-NONE = Pictures([], {}, {})
+NONE = Pictures([], {}, {}, {})
 
 
 def tokenizer_run(folder, name, model=None, steps=1, **data):
@@ -32,6 +32,11 @@ def write_analysis(run, step, seed=None):
     (run.folder / "analysis").mkdir(parents=True, exist_ok=True)
     np.savez(run.folder / "analysis" / f"step_{step:08d}.npz", **analysis)
     return analysis
+
+
+def named(images):
+    """What the images are compared with: all with the same input."""
+    return dict.fromkeys(images, "input")
 
 
 def by_name(runs, pictures=NONE, seed=0):
@@ -129,7 +134,11 @@ def test_every_system_is_under_its_name(tmp_path):
     runs = [tokenizer_run(tmp_path, f"run{number}") for number in range(9)]
     images = {"input": colours([0.95, 0.85])}
     images |= {f"TiTok-64 (run{number})": colours([number / 10, number / 20]) for number in range(9)}
-    axes = [axes for axes in by_name(runs, Pictures([], images, {}))["figure_12"].figure.axes if axes.images]
+    axes = [
+        axes
+        for axes in by_name(runs, Pictures([], images, named(images), {}))["figure_12"].figure.axes
+        if axes.images
+    ]
     titles = [each.get_title("center").replace("\n", " ") for each in axes]
     assert titles.count("input") == 2 and set(titles) == images.keys() and len(titles) == 11
     for title, each in zip(titles, axes):
@@ -156,7 +165,7 @@ def test_generated_images_stand_below_their_tokenizers(tmp_path):
     generated = {
         f"MaskGIT on TiTok-64 (on_{name})": colours([value]) for name, value in (("a", 0.5), ("b", 0.6))
     }
-    figures = by_name(tokenizers + generators, Pictures([], images, generated))
+    figures = by_name(tokenizers + generators, Pictures([], images, named(images), generated))
 
     def greys(name):
         """(title of the column, grey of the image) of each image in its reading order."""
@@ -190,7 +199,7 @@ def test_one_tokenizer_on_different_sets(tmp_path):
         name: colours([0.5])
         for name in ("input", "TiTok-64 (small)", "TiTok-64 (big)", "TiTok-64 (longer)", "TiTok-32 (other)")
     }
-    titles = panels(by_name(runs, Pictures([], images, {}))["figure_9"])
+    titles = panels(by_name(runs, Pictures([], images, named(images), {}))["figure_9"])
     assert list(titles) == ["input", "TiTok-64 (small)", "TiTok-64 (big)"]
 
 

@@ -39,7 +39,10 @@ def test_a_run_is_its_files(root):
 def test_what_evaluate_saves_is_a_result(root):
     folder = root / "mae_64"
     frames = SimpleNamespace(
-        run=read_run(folder), arguments=SimpleNamespace(seed=0), folder=Path("frames"), listed=[]
+        run=read_run(folder),
+        arguments=SimpleNamespace(seed=0, as_run=False),
+        folder=Path("frames"),
+        listed=[],
     )
     save_result(frames, "psnr", {"value": 20.125}, num_images=1764)
     (run,), left_out = read_runs(root)

@@ -3,7 +3,17 @@ import re
 import pytest
 
 from reporting.runs import read_runs
-from reporting.study import RECIPES, TABLES, label, match, steps_of, study_series, system
+from reporting.study import (
+    AS_RUN,
+    RECIPES,
+    TABLES,
+    label,
+    match,
+    steps_of,
+    study_series,
+    system,
+    tokenizer_recipe,
+)
 from tests.reporting.made import CONFIGS, last_step, make_run
 from training.config import GeneratorConfig
 
@@ -104,7 +114,7 @@ def study_runs(tmp_path_factory):
     for name, recipe in RECIPES.items():
         overrides = []
         if isinstance(recipe, GeneratorConfig):
-            overrides = [f"tokenizer={root / folders[recipe.tokenizer]}"]
+            overrides = [f"tokenizer={root / folders[tokenizer_recipe(name)]}"]
         make_run(root, folders[name], name, *overrides)
     runs = read(root)
     return {name: runs[folder] for name, folder in folders.items()}
@@ -116,7 +126,9 @@ def test_configs_make_the_studys_trainings(study_runs):
 
 
 def test_every_training_is_in_a_table_and_has_the_studys_length(study_runs):
-    assert {row.recipe for table in TABLES.values() for row in table.rows} == RECIPES.keys()
+    rows = {row.recipe for table in TABLES.values() for row in table.rows}
+    assert rows == {name for name in RECIPES if "/" not in name}
+    assert {AS_RUN + name for name in rows} == {name for name in RECIPES if name.startswith(AS_RUN)}
     for name, run in study_runs.items():
         assert steps_of(RECIPES[name]) == last_step(run.config)
     # epochs × frames / batch
@@ -253,8 +265,8 @@ def test_a_generator_is_its_tokenizers(tmp_path):
 
 
 def test_labels_tell_all_runs_of_a_folder_apart(tmp_path):
-    for name in RECIPES:
-        make_run(tmp_path, name, name)
+    for name, recipe in RECIPES.items():
+        make_run(tmp_path, recipe.run.name, name)
     make_run(tmp_path, "again", "mae_64", "run.seed=1")
     make_run(tmp_path, "once more", "mae_64", "run.seed=1")
     labels = {name: label(run) for name, run in read(tmp_path).items()}
@@ -267,4 +279,6 @@ def test_labels_tell_all_runs_of_a_folder_apart(tmp_path):
     assert labels["depth_anything_v2_64"] == "TiTok-64 + Depth Anything v2"
     assert labels["maskgit_mae_64"] == "MaskGIT on TiTok-64 + MAE"
     assert labels["maskgit_vqgan"] == "MaskGIT on VQGAN"
+    assert labels["as_run_mae_64_big"] == "TiTok-64 + MAE, big set, as run"
+    assert labels["ladder_3_decoder"] == "TiTok-64 + MAE, rung 3: decoder"
     assert labels["once more"] == "TiTok-64 + MAE (once more)"

@@ -6,14 +6,16 @@ import shlex
 import shutil
 import subprocess
 from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from reporting.runs import read_runs
-from reporting.study import RECIPES, TABLES
+from reporting.study import TABLES, tokenizer_recipe
 from reporting.tables import build_tables, find_cell, runs_outside, to_csv, to_latex, to_markdown
-from tests.reporting.made import CONFIGS, make_run, write_result
+from tests.reporting import made
+from tests.reporting.made import CONFIGS, write_result
 from training.config import GeneratorConfig, TokenizerConfig, load_config
 
 # The cells of a config's run, as README.md and the thesis have them
@@ -46,6 +48,19 @@ CELLS = {
 }
 
 
+def make_run(root, name, cell, *overrides, results=None, **rest):
+    """A run of one of the study's trainings as its code ran it, measured as its scripts measure.
+
+    A generator's tokenizer is otherwise the run of its cell's name.
+    """
+    if isinstance(cell, str) and cell.startswith("maskgit"):
+        tokenizer = tokenizer_recipe(f"as_run/{cell}").removeprefix("as_run/")
+        overrides = (f"tokenizer={root / tokenizer}", *overrides)
+    results = {f"{metric}_as_run": value for metric, value in (results or {}).items()}
+    path = f"as_run/{cell}" if isinstance(cell, str) else cell
+    return made.make_run(root, name, path, *overrides, results=results, **rest)
+
+
 def tables_of(root):
     return build_tables(read_runs(root)[0], root)
 
@@ -74,11 +89,12 @@ def rows_of_csv(table):
 def study_root(tmp_path_factory):
     """A run of every training with all its values, in folders that say nothing."""
     root = tmp_path_factory.mktemp("study")
-    folders = {name: f"run_{number}" for number, name in enumerate(RECIPES)}
+    folders = {name: f"run_{number}" for number, name in enumerate(CELLS)}
     rng = np.random.default_rng(0)
-    for name, recipe in RECIPES.items():
-        if isinstance(recipe, GeneratorConfig):
-            tokenizer = f"tokenizer={root / folders[recipe.tokenizer]}"
+    for name in CELLS:
+        if name.startswith("maskgit"):
+            its = tokenizer_recipe(f"as_run/{name}").removeprefix("as_run/")
+            tokenizer = f"tokenizer={root / folders[its]}"
             make_run(root, folders[name], name, tokenizer, results={"gfid": rng.uniform(10, 200)})
         else:
             results = {"rfid": rng.uniform(10, 200), "codebook": rng.uniform(0, 1)}
@@ -95,7 +111,7 @@ def test_numbers_are_the_files(study_root):
     for (number, row, metric), cell in cells.items():
         (candidate,) = cell.candidates
         (name,) = candidate.runs
-        saved = json.loads((study_root / name / "eval" / f"{metric}.json").read_text())["value"]
+        saved = json.loads((study_root / name / "eval" / f"{metric}_as_run.json").read_text())["value"]
         assert candidate.value == saved
         assert candidate.notes == [] and candidate.mark == "" and cell.commands == []
         scale, unit = (100, "%") if metric == "codebook" else (1, "")
@@ -113,7 +129,8 @@ def test_csv_has_the_files_numbers_unrounded(study_root):
     count = 0
     for table in tables_of(study_root):
         for line in rows_of_csv(table):
-            record = json.loads((study_root / line["run"] / "eval" / f"{line['metric']}.json").read_text())
+            path = study_root / line["run"] / "eval" / f"{line['metric']}_as_run.json"
+            record = json.loads(path.read_text())
             assert float(line["ours"]) == record["value"]
             assert int(line["steps"]) == record["checkpoint_step"]
             assert (line["n"], line["std"], line["seed"], line["differs"]) == ("1", "", "42", "")
@@ -128,7 +145,8 @@ def test_csv_has_the_files_numbers_unrounded(study_root):
 def test_a_configs_run_is_in_its_cells_and_no_other(tmp_path, name):
     metric = "gfid" if name.startswith("maskgit") else "rfid"
     if name.startswith("maskgit"):
-        make_run(tmp_path, RECIPES[name].tokenizer, RECIPES[name].tokenizer)
+        tokenizer = tokenizer_recipe(f"as_run/{name}").removeprefix("as_run/")
+        make_run(tmp_path, tokenizer, tokenizer)
     make_run(tmp_path, "a_run", name, results={metric: 50.0})
     assert filled(tables_of(tmp_path)) == set(CELLS[name])
 
@@ -155,12 +173,16 @@ def follow(commands, results):
             assert (CONFIGS.parent / words[2]).is_file()
             assert (words[2] == "train_maskgit.py") == path.stem.startswith("maskgit")
             config_class = GeneratorConfig if words[2] == "train_maskgit.py" else TokenizerConfig
-            run = load_config(path, config_class, overrides).run
-            make_run(CONFIGS.parent / run.dir, run.name, path, *overrides)
+            config = load_config(path, config_class, overrides)
+            root = CONFIGS.parent / config.run.dir
+            placed = (
+                [f"tokenizer={root / Path(config.tokenizer).name}"] if words[2] == "train_maskgit.py" else []
+            )
+            make_run(root, config.run.name, path, *placed, *overrides)
         else:
-            script, metric, option, folder = words[1:]
-            assert (words[0], script, option) == ("python", "evaluate.py", "--run")
-            write_result(CONFIGS.parent / folder, metric.removeprefix("--"), results)
+            script, metric, as_run, option, folder = words[1:]
+            assert (words[0], script, as_run, option) == ("python", "evaluate.py", "--as-run", "--run")
+            write_result(CONFIGS.parent / folder, f"{metric.removeprefix('--')}_as_run", results)
 
 
 def test_nothing_there_is_five_tables_of_commands(tmp_path):
@@ -172,22 +194,23 @@ def test_nothing_there_is_five_tables_of_commands(tmp_path):
         assert cell.commands[-2].split()[2:5] == [
             "train_maskgit.py" if metric == "gfid" else "train_tokenizer.py",
             "--config",
-            f"configs/{recipe}.yaml",
+            f"configs/as_run/{recipe}.yaml",
         ]
-        assert cell.commands[-1] == f"python evaluate.py --{metric} --run {tmp_path / recipe}"
+        folder = tmp_path / f"as_run_{recipe}"
+        assert cell.commands[-1] == f"python evaluate.py --{metric} --as-run --run {folder}"
         assert (cell.study_text == "") == ((number, row) == (2, "256"))
 
 
 def test_the_commands_under_runs_are_the_readmes(tmp_path):
     tables = build_tables([])
     assert find_cell(tables, 3, "64", "rfid").commands == [
-        "accelerate launch train_tokenizer.py --config configs/mae_64.yaml",
-        "python evaluate.py --rfid --run runs/mae_64",
+        "accelerate launch train_tokenizer.py --config configs/as_run/mae_64.yaml",
+        "python evaluate.py --rfid --as-run --run runs/as_run_mae_64",
     ]
     assert find_cell(tables, 5, "scratch", "gfid").commands == [
-        "accelerate launch train_tokenizer.py --config configs/titok_64_150ep.yaml",
-        "accelerate launch train_maskgit.py --config configs/maskgit_titok_64.yaml",
-        "python evaluate.py --gfid --run runs/maskgit_titok_64",
+        "accelerate launch train_tokenizer.py --config configs/as_run/titok_64_150ep.yaml",
+        "accelerate launch train_maskgit.py --config configs/as_run/maskgit_titok_64.yaml",
+        "python evaluate.py --gfid --as-run --run runs/as_run_maskgit_titok_64",
     ]
 
 
@@ -215,9 +238,9 @@ def test_a_run_that_was_not_measured_is_to_be(tmp_path):
     for number, row in CELLS["mae_64"]:
         assert find_cell(tables, number, row, "rfid").commands == []
         cell = find_cell(tables, number, row, "codebook")
-        assert cell.commands == [f"python evaluate.py --codebook --run {tmp_path / 'mine'}"]
+        assert cell.commands == [f"python evaluate.py --codebook --as-run --run {tmp_path / 'mine'}"]
     cell = find_cell(tables, 5, "MAE", "gfid")
-    assert cell.commands == [f"python evaluate.py --gfid --run {tmp_path / 'gen'}"]
+    assert cell.commands == [f"python evaluate.py --gfid --as-run --run {tmp_path / 'gen'}"]
 
 
 def test_a_generator_is_trained_on_the_tokenizer_that_is_there(tmp_path):
@@ -231,21 +254,21 @@ def test_a_generator_is_trained_on_the_tokenizer_that_is_there(tmp_path):
 
 
 def test_a_folder_with_another_run_is_let_alone(tmp_path):
-    make_run(tmp_path, "mae_64", "mae_64", "losses.lpips=0", results={"rfid": 60.0})
+    make_run(tmp_path, "as_run_mae_64", "mae_64", "losses.lpips=0", results={"rfid": 60.0})
     commands = find_cell(tables_of(tmp_path), 3, "64", "rfid").commands
-    assert "run.name=mae_64_study" in commands[0]
+    assert "run.name=as_run_mae_64_study" in commands[0]
     follow(commands, 41.0)
     exact, other = find_cell(tables_of(tmp_path), 3, "64", "rfid").candidates
-    assert (exact.value, exact.runs, exact.notes) == (41.0, ["mae_64_study"], [])
-    assert (other.value, other.runs) == (60.0, ["mae_64"]) and other.notes
+    assert (exact.value, exact.runs, exact.notes) == (41.0, ["as_run_mae_64_study"], [])
+    assert (other.value, other.runs) == (60.0, ["as_run_mae_64"]) and other.notes
 
 
 def test_an_unfinished_run_goes_on(tmp_path):
-    make_run(tmp_path, "mae_64", "mae_64", step=5000, results={"rfid": 70.0})
+    make_run(tmp_path, "as_run_mae_64", "mae_64", step=5000, results={"rfid": 70.0})
     cell = find_cell(tables_of(tmp_path), 3, "64", "rfid")
     (candidate,) = cell.candidates
     assert candidate.notes == ["5,000 steps, not 14,595"]
-    assert "run.name" not in cell.commands[0] and "configs/mae_64.yaml" in cell.commands[0]
+    assert "run.name" not in cell.commands[0] and "configs/as_run/mae_64.yaml" in cell.commands[0]
 
 
 # --- other runs than the study's ----------------------------------------------------------------------------
@@ -258,7 +281,7 @@ def test_another_recipe_is_shown_and_says_so(tmp_path):
     (candidate,) = cell.candidates
     assert candidate.notes == ["400 steps, not 14,595", "training.max_steps 400, not null"]
     assert candidate.difference == pytest.approx(100)  # it was measured as the study's value was
-    assert cell.commands[0].endswith(f"--config configs/mae_64.yaml --set run.dir={tmp_path}")
+    assert cell.commands[0].endswith(f"--config configs/as_run/mae_64.yaml --set run.dir={tmp_path}")
     assert tables[3].notes == [("a", "short: 400 steps, not 14,595; training.max_steps 400, not null")]
     assert candidate.mark == "a"
 
@@ -266,10 +289,11 @@ def test_another_recipe_is_shown_and_says_so(tmp_path):
 @pytest.mark.parametrize(
     "overrides, measured, note",
     [
-        (["data.val.count=100"], {}, "measured on 100 images, not 1,764"),
-        ([], {"num_images": 1000}, "measured on 1,000 images, not 1,764"),
+        (["data.val.count=100"], {"num_images": 100}, "measured on 100 images, not 1,000"),
+        ([], {"num_images": 1764}, "measured on 1,764 images, not 1,000"),
         ([], {"num_real": 900}, "against 900 real ones"),
-        (["data.val.timeofday=null"], {}, "data.val {count: 1764}, not"),
+        (["data.val.timeofday=null"], {}, "data.val {weather: [clear], count: 1764}, not"),
+        (["data.resize=short_side"], {}, "data.resize short_side, not"),
         (["model.image_size=128"], {}, "model.image_size 128, not 256"),
     ],
 )
@@ -282,11 +306,11 @@ def test_a_value_of_something_else_has_no_difference(tmp_path, overrides, measur
 
 
 def test_a_few_broken_frames_leave_the_difference(tmp_path):
-    make_run(tmp_path, "mae_64", "mae_64", results={"rfid": 42.44}, num_images=1760)
+    make_run(tmp_path, "mae_64", "mae_64", results={"rfid": 42.44}, num_images=998)
     cell = find_cell(tables_of(tmp_path), 3, "64", "rfid")
     (candidate,) = cell.candidates
     assert candidate.difference == pytest.approx(1)
-    assert candidate.notes == ["measured on 1,760 images, not 1,764"]
+    assert candidate.notes == ["measured on 998 images, not 1,000"]
     assert cell.commands == []
 
 
@@ -296,7 +320,7 @@ def test_other_frames_and_older_weights_are_said(tmp_path):
     (candidate,) = cell.candidates
     assert candidate.steps == 9000
     assert candidate.notes == ["measured at step 9,000, now it is at 14,595", "measured on other"]
-    assert cell.commands == [f"python evaluate.py --rfid --run {tmp_path / 'mae_64'}"]
+    assert cell.commands == [f"python evaluate.py --rfid --as-run --run {tmp_path / 'mae_64'}"]
 
 
 def test_distances_of_random_features_are_in_no_table(tmp_path):
@@ -319,6 +343,23 @@ def test_runs_outside_the_tables_are_named(tmp_path):
         "eight: the study has no TiTok-8 + MAE",
         "lonely: its tokenizer somebody/titok is not among the runs",
     ]
+
+
+def test_a_run_by_the_text_and_values_measured_right_are_there_and_say_so(tmp_path):
+    """Of both families and both measures only what was trained and measured alike has no note."""
+    made.make_run(tmp_path, "run", "as_run/mae_64", results={"rfid_as_run": 42.44, "rfid": 30.0})
+    made.make_run(tmp_path, "text", "mae_64", results={"rfid_as_run": 35.0, "rfid": 25.0})
+    candidates = find_cell(tables_of(tmp_path), 3, "64", "rfid").candidates
+    right = ["measured right, not with --as-run", "measured on 1,764 images, not 1,000"]
+    assert [(each.value, each.notes) for each in candidates] == [
+        (42.44, []),
+        (35.0, ["trained as the study's text says"]),
+        (30.0, right),
+        (25.0, ["trained as the study's text says", *right]),
+    ]
+    differences = [each.difference for each in candidates]
+    assert differences[2:] == [None, None]
+    assert differences[:2] == pytest.approx([1.0, 35 - 41.44])
 
 
 # --- several runs of a cell ---------------------------------------------------------------------------------
@@ -362,7 +403,7 @@ def test_generators_of_several_tokenizers_of_one_recipe_are_seeds_too(tmp_path):
         ("run.seed=42", 14595, {}),  # a copy, or a repetition
         ("losses.lpips=0.5", 14595, {}),
         ("run.seed=1", 9000, {}),
-        ("run.seed=1", 14595, {"num_images": 1760}),
+        ("run.seed=1", 14595, {"num_images": 998}),
         ("run.seed=1", 14595, {"feature_extractor": "inception-v3-fid-00000000"}),
         ("run.seed=1", 14595, {"frames_sha256": "1" * 64}),
     ],

@@ -7,9 +7,9 @@ import torch
 import yaml
 
 from errors import UserError
-from models.maskgit import MaskGIT
-from models.storage import build_tokenizer
-from training.config import GeneratorConfig, SamplingSection, TokenizerConfig, load_config, save_config
+from models.storage import build_generator, build_tokenizer
+from training.config import GeneratorConfig, TokenizerConfig, load_config, save_config
+from training.sections import SamplingSection
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -165,14 +165,15 @@ def test_generators_of_the_study(name):
     assert config.data.train.timeofday is None
     tokens = STUDY[GENERATORS[name]][0]
     sizes = {key: getattr(config.model, key) for key in ("width", "depth", "heads", "dropout")}
-    assert (sizes["width"], sizes["depth"], sizes["heads"]) == (768, 24, 16)
+    assert (sizes["width"], sizes["depth"], sizes["heads"]) == (768, 16, 8)
     with torch.device("meta"):
-        generator = MaskGIT(num_tokens=tokens, codebook_size=4096, **sizes)
-    blocks = 24 * (12 * 768**2 + 13 * 768) + 2 * 768
-    assert parameters(generator) == blocks + (4097 + tokens) * 768 + 4096 * 768 + 4096
+        network = config.model.architecture() | {"num_tokens": tokens, "codebook_size": 4096}
+        generator = build_generator(network)
+    blocks = 16 * (12 * 768**2 + 13 * 768) + 2 * 768
+    assert parameters(generator) == blocks + (4097 + tokens) * 768 + tokens * 4096
     assert config.model.conditions == [] and config.model.unmasked_weight == 0
-    assert not config.model.tied_embeddings and config.model.mask_schedule == "arccos"
-    assert config.sampling == SamplingSection(steps=8, schedule="arccos", temperature=1.0, randomness=4.5)
+    assert config.model.tied_embeddings and config.model.mask_schedule == "arccos"
+    assert config.sampling == SamplingSection(steps=12, schedule="arccos", temperature=1.0, randomness=4.5)
 
 
 # What beside the study's generators there is, each on the tokens of mae_64.

@@ -1,0 +1,82 @@
+"""The ladder from the study's TiTok-64 + MAE as run to our own recipe, a rung for each difference."""
+
+import csv
+import io
+from typing import NamedTuple
+
+from reporting.runs import Run
+from reporting.study import RECIPES, match
+from reporting.tables import METRICS
+from training.cells import LADDER
+
+COLUMNS = {"rfid_as_run": "rFID as run", "rfid": METRICS["rfid"], "codebook": METRICS["codebook"]}
+COLUMNS |= {"psnr": "PSNR (dB)", "lpips": "LPIPS"}
+
+
+class Rung(NamedTuple):
+    """A rung, and the run that is its training."""
+
+    number: int
+    what: str  # it puts right, beside all that those before it did
+    run: str  # its folder's name; of a rung without a run the one that is to be
+    steps: int | None  # None without a run
+    values: dict[str, float | None]  # by metric, those of COLUMNS
+    command: str  # that trains it
+
+    @property
+    def columns(self) -> list[str]:
+        """The values' names."""
+        return list(COLUMNS.values())
+
+    @property
+    def texts(self) -> list[str]:
+        """The values as a table shows them, "" where one isn't there."""
+        return ["" if value is None else f"{value:.4g}" for value in self.values.values()]
+
+
+def build_ladder(runs: list[Run]) -> list[Rung]:
+    """All rungs, from as run upwards; empty where no rung above the first has a run."""
+    exact = {}
+    for run in runs:
+        nearest = match(run)
+        if nearest and not nearest.differs:
+            exact.setdefault(nearest.recipe, run)
+    if not any(cell.startswith("ladder/") for cell in exact):
+        return []
+    rungs = []
+    for number, (cell, what) in enumerate(LADDER.items()):
+        run = exact.get(cell)
+        results = run.results if run else {}
+        values = {name: results[name]["value"] if name in results else None for name in COLUMNS}
+        name = run.name if run else RECIPES[cell].run.name
+        command = f"accelerate launch train_tokenizer.py --config configs/{cell}.yaml"
+        rungs.append(Rung(number, what, name, run and run.step, values, command))
+    return rungs
+
+
+def ladder_to_csv(rungs: list[Rung]) -> str:
+    """A line a rung; values as they are, unrounded."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["rung", "puts_right", "run", "steps", *COLUMNS])
+    for rung in rungs:
+        writer.writerow([rung.number, rung.what, rung.run, rung.steps, *rung.values.values()])
+    return file.getvalue()
+
+
+def ladder_to_markdown(rungs: list[Rung]) -> str:
+    """The ladder as a table, with the commands that train what has no run."""
+    lines = [
+        "## The ladder",
+        "",
+        "TiTok-64 + MAE from the study's training as its code ran it to our own.",
+        "",
+    ]
+    lines.append(f"| rung | what it puts right | {' | '.join(COLUMNS.values())} |")
+    lines.append(f"|---:|---|{'---:|' * len(COLUMNS)}")
+    lines += [f"| {rung.number} | {rung.what} | {' | '.join(rung.texts)} |" for rung in rungs]
+    lacking = [rung for rung in rungs if rung.steps is None]
+    if lacking:
+        lines += ["", "What trains the rungs that have no run:", ""]
+        lines += [f"- {rung.number}: `{rung.command}`" for rung in lacking]
+    return "\n".join(lines) + "\n"

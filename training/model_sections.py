@@ -1,0 +1,186 @@
+"""The `model` sections of configs: each kind of network, its sizes, and what weights it starts from."""
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, model_validator
+
+from models import open_clip_weights
+from models.encoder import FROM_SCRATCH
+from models.encoder_as_run import LOST
+from training.sections import PositiveFloat, Section, Share
+
+
+class VitSize(Section):
+    """A transformer's size; ViT-B by default."""
+
+    width: PositiveInt = 768
+    depth: PositiveInt = 12
+    heads: PositiveInt = 12
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self):
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+        return self
+
+
+class PretrainedVit(VitSize):
+    """A ViT of TiTok's, and the weights that it starts from."""
+
+    # mimetic: from scratch too, for small ViTs and short training (models.mimetic); titok: the architecture
+    # of the TiTok authors' own weights, for model.init_from
+    init: Literal["none", "mimetic", "mae", "clip", "dino", "dinov2", "depth_anything_v2", "titok"] = "none"
+    weights: str | None = None  # a file in the authors' or timm's format; by default it is fetched
+
+
+class EncoderSection(PretrainedVit):
+    """TiTok's encoder. With init clip its weights may also be open_clip:<model>/<pretrained tag or file>."""
+
+    # as_run: as the study's own code built it and loaded its weights; see models.encoder_as_run
+    loading: Literal["exact", "as_run"] = "exact"
+
+    @model_validator(mode="after")
+    def _has_a_loading(self):
+        if self.loading == "as_run" and self.init != "none" and self.init not in LOST:
+            raise ValueError(f"loading: the study's code has no encoder from {self.init}; take exact")
+        if open_clip_weights.is_named(self.weights) and self.init != "clip":
+            raise ValueError(f"weights: {self.weights} are a CLIP's, the init is {self.init}")
+        return self
+
+
+class VitDecoderSection(PretrainedVit):
+    """TiTok's ViT decoder."""
+
+    kind: Literal["vit"] = "vit"
+
+    @model_validator(mode="after")
+    def _has_no_open_clip(self):
+        if open_clip_weights.is_named(self.weights):
+            raise ValueError(f"weights: {self.weights} are for the encoder; give a file of OpenAI's CLIP")
+        return self
+
+
+class ConvDecoderSection(Section):
+    """The study's decoder of VQGAN's convolutions; see models.conv_decoder."""
+
+    kind: Literal["conv"]
+    width: PositiveInt = 768
+    channels: Annotated[int, Field(ge=32, multiple_of=32)] = 128
+    multipliers: list[PositiveInt] = Field([1, 1, 2, 2, 4], min_length=1)
+    blocks: PositiveInt = 2
+    attention: bool = True  # at the lowest level, over the grid
+
+
+class QuantizerSection(Section):
+    """Vector quantization; see models.quantizer."""
+
+    codebook_size: Annotated[int, Field(ge=2)] = 4096
+    token_size: PositiveInt = 16
+    l2_normalize: bool = True
+    entropy_temperature: PositiveFloat = 0.01
+    normalize_in_place: bool = False  # the codes, at each forward pass in training, as the study's code does
+
+
+class TokenizerSection(Section):
+    """What every tokenizer has."""
+
+    init_from: str | None = None  # a trained tokenizer of this architecture: a run, a model folder, a Hub id
+    image_size: PositiveInt = 256
+    quantizer: QuantizerSection = QuantizerSection()
+
+    def architecture(self) -> dict:
+        """The config of models.storage.build_tokenizer: the section without where its weights come from.
+
+        Raises UserError where an encoder's weights have a name that open_clip doesn't know.
+        """
+        weights = {"init_from": True, "encoder": {"weights"}, "decoder": {"weights"}}
+        return self.model_dump(exclude=weights)
+
+
+def with_kind(default: str) -> Callable[[object], object]:
+    """What gives a section without a `kind` the default one."""
+    return lambda section: {"kind": default, **section} if isinstance(section, dict) else section
+
+
+def _check_levels(image_size: int, multipliers: list[int]) -> None:
+    factor = 2 ** (len(multipliers) - 1)
+    if image_size % factor:
+        raise ValueError(f"image_size {image_size} is no multiple of {factor}, the downsampling")
+
+
+class TiTokSection(TokenizerSection):
+    """The arguments of models.titok.TiTok."""
+
+    kind: Literal["titok", "two_stage_titok"] = "titok"
+    patch_size: PositiveInt = 16
+    num_tokens: Annotated[int, Field(ge=1, le=1024)] = 64
+    encoder: EncoderSection = EncoderSection()
+    decoder: Annotated[
+        VitDecoderSection | ConvDecoderSection, Field(discriminator="kind"), BeforeValidator(with_kind("vit"))
+    ] = VitDecoderSection()
+
+    def architecture(self) -> dict:
+        """As TokenizerSection's; an encoder of open_clip's weights has what their config says of it."""
+        architecture = super().architecture()
+        if open_clip_weights.is_named(self.encoder.weights):
+            architecture["encoder"]["variant"] = open_clip_weights.variant(self.encoder.weights)
+        return architecture
+
+    @property
+    def has_pretrained_encoder(self) -> bool:
+        """Whether the encoder starts from weights."""
+        return self.init_from is not None or self.encoder.init not in FROM_SCRATCH
+
+    @model_validator(mode="after")
+    def _patches_tile_image(self):
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        inits = {self.encoder.init, getattr(self.decoder, "init", None)}
+        if isinstance(self.decoder, ConvDecoderSection):
+            _check_levels(self.image_size, self.decoder.multipliers)
+        if "titok" in inits and self.init_from is None:
+            raise ValueError(
+                "init titok has no ViT weights of its own; give init_from a TiTok of the authors"
+            )
+        return self
+
+
+class VQGANSection(TokenizerSection):
+    """The arguments of models.vqgan.VQGAN."""
+
+    kind: Literal["vqgan"]
+    channels: Annotated[int, Field(ge=32, multiple_of=32)] = 128  # the norms have 32 groups
+    multipliers: list[PositiveInt] = Field([1, 1, 2, 2, 4], min_length=1)
+    blocks: PositiveInt = 2
+
+    @property
+    def has_pretrained_encoder(self) -> bool:
+        """Whether the encoder starts from weights."""
+        return self.init_from is not None
+
+    @model_validator(mode="after")
+    def _levels_halve_image(self):
+        _check_levels(self.image_size, self.multipliers)
+        return self
+
+
+class MaskGITSection(VitSize):
+    """The arguments of models.maskgit.MaskGIT that the tokenizer doesn't set, and its training loss."""
+
+    kind: Literal["maskgit", "maskgit_as_run"] = "maskgit"  # as_run: models.maskgit_as_run
+    depth: PositiveInt = 24
+    heads: PositiveInt = 16
+    dropout: Share = 0.1
+    tied_embeddings: bool = False  # the codes' embeddings are the output's weights too
+    output_bias: Literal["code", "place"] = "code"  # place: each code has a bias of its own at each place
+    conditions: list[Literal["timeofday", "weather", "scene"]] = Field([])  # the attributes that it is told
+    condition_dropout: Share = 0.1  # how often training leaves out all of a frame's; of the rest, each one
+    mask_schedule: Literal["arccos", "cosine", "linear", "square"] = "arccos"
+    label_smoothing: Share = 0.1
+    unmasked_weight: NonNegativeFloat = 0.0  # of the known tokens in the loss, where a masked one has 1
+
+    def architecture(self) -> dict:
+        """The config of models.storage.build_generator, but for what the tokenizer and the frames set."""
+        names = ("kind", "width", "depth", "heads", "dropout", "tied_embeddings", "output_bias")
+        return {name: getattr(self, name) for name in names}
