@@ -45,7 +45,7 @@ CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.
 
 
 class Job(NamedTuple):
-    paths: tuple[Path | Still, ...]  # a clip, or the pictures of one video
+    paths: list[Path | Still]  # a clip, or the pictures of one video
     folder: Path  # out/split/video
     labels: dict[str, str | None]
     selection: tuple[str, int | Fraction | list[Fraction]]  # frames-per-video, fps or times, and its value
@@ -54,6 +54,7 @@ class Job(NamedTuple):
 
 class Outcome(NamedTuple):
     frames: int = 0
+    files: int = 0  # clips or pictures that they are of
     past_end: int = 0  # how many of --times are after the clip's end
     errors: tuple[str, ...] = ()  # of the clip, or of each broken picture
 
@@ -65,49 +66,53 @@ def main():
     labels = read_labels(args.labels) if args.labels else {}
     unlabelled = dict.fromkeys(ATTRIBUTES)
     jobs = []
-    for source in choose_sources(find_sources(args), labels, args):
+    sources = find_sources(args)
+    for source in choose_sources(sources, labels, args):
         folder, attributes = args.out / source.split / source.name, labels.get(source.label, unlabelled)
         jobs.append(Job(source.paths, folder, attributes, args.selection, args.short_side))
-    frames, past_end, failed, errors = 0, 0, 0, []
+    # labels may know a video by another name than its folder's
+    labels |= {source.name: labels[source.label] for source in sources if source.label in labels}
+    frames, files, past_end, errors = 0, 0, 0, []
     kind = "clips" if args.videos else "pictures"
     try:
         keep_options(args)
-        todo = [job for job in jobs if not is_done(job.folder)]
+        todo = [job for job in jobs if not is_done(job)]
         try:
-            progress = tqdm(total=len(todo), unit=kind[:-1])
+            progress = tqdm(total=count_files(todo), unit=kind[:-1])
             with progress as bar, contextlib.closing(extract_clips(todo, args.workers)) as outcomes:
                 for outcome in outcomes:
                     if outcome.errors and args.strict:
                         raise UserError(f"{outcome.errors[0]} (without --strict it would be skipped)")
                     errors += outcome.errors
-                    failed += bool(outcome.errors) and not outcome.frames
-                    frames, past_end = frames + outcome.frames, past_end + outcome.past_end
+                    frames, files = frames + outcome.frames, files + outcome.files
+                    past_end += outcome.past_end
                     rate = frames / max(bar.format_dict["elapsed"], 0.001)
                     bar.set_postfix({"frames": frames, "frames/s": f"{rate:.1f}"}, refresh=False)
-                    bar.update()
+                    bar.update(outcome.files + len(outcome.errors))
         finally:
             for split in SPLITS:
                 write_metadata(args.out / split, labels)
     except OSError as error:
         raise UserError(f"{error.filename or args.out}: {error.strerror or error}") from error
 
-    before = f"; {len(jobs) - len(todo)} {kind} were done before" if len(todo) < len(jobs) else ""
-    print(f"{args.out}: {frames} frames of {len(todo) - failed} {kind}{before}")
+    done_before = count_files(jobs) - count_files(todo)
+    before = f"; {done_before} {kind} were done before" if done_before else ""
+    print(f"{shown(args.out)}: {frames} frames of {files} {kind}{before}")
     if past_end:
         print(f"skipped {past_end} times past the end of their clip")
     if errors:
         print(f"skipped {len(errors)} {kind}:", *sorted(errors), sep="\n  ")
-    if jobs and failed == len(jobs):
-        raise UserError(f"{args.videos or args.images}: none of its {len(jobs)} {kind} gave frames")
+    if errors and files + done_before == 0:
+        raise UserError(f"{args.videos or args.images}: none of its {len(errors)} {kind} gave frames")
 
 
 def parse_arguments() -> argparse.Namespace:
     def at_least(lowest, kind=int):
         def number(text):
-            value = kind(text)
-            if value < lowest:
-                raise argparse.ArgumentTypeError(f"{text} is less than {lowest}")
-            return value
+            with contextlib.suppress(ValueError, ZeroDivisionError):
+                if lowest <= (value := kind(text)) < 10**9:
+                    return value
+            raise argparse.ArgumentTypeError(f"{text} is no number from {lowest} on")
 
         return number
 
@@ -123,7 +128,7 @@ def parse_arguments() -> argparse.Namespace:
     def values(text):
         return text.split(",")
 
-    parser = argparse.ArgumentParser(description="Take frames out of driving video.")
+    parser = argparse.ArgumentParser(description="Take frames out of driving video, or pictures as they are.")
     add = parser.add_argument
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--videos", type=Path, help="folder of clips, perhaps with train/ and val/ in it")
@@ -139,12 +144,12 @@ def parse_arguments() -> argparse.Namespace:
         which.add_argument(option, type=kind, dest="selection", metavar=metavar, help=help)
     add("--short-side", type=at_least(0), default=256, help="to resize to; 0 keeps the size (default: 256)")
     for name in ATTRIBUTES:
-        add(f"--{name}", type=values, action="extend", help="only clips so labelled; several: a,b")
-    add("--limit", type=at_least(1), help="only so many clips, the same ones on every machine")
-    add("--shard", type=parse_shard, default=(0, 1), metavar="i/n", help="a part of the clips, 0/n to n-1/n")
+        add(f"--{name}", type=values, action="extend", help="only what is so labelled; several: a,b")
+    add("--limit", type=at_least(1), help="only so many videos, the same ones on every machine")
+    add("--shard", type=parse_shard, default=(0, 1), metavar="i/n", help="a part of them, 0/n to n-1/n")
     add("--val-fraction", type=at_least(0, float), help="split by video, and put so much in val")
     add("--workers", type=at_least(1), default=CPUS, help=f"processes (default: one a CPU, here {CPUS})")
-    add("--strict", action="store_true", help="stop at the first clip that cannot be read")
+    add("--strict", action="store_true", help="stop at the first clip or picture that cannot be read")
     args = parser.parse_args()
     if args.images and args.selection:
         parser.error(f"--{args.selection[0]} chooses frames of videos; of pictures each is one")
@@ -167,13 +172,20 @@ def keep_options(args: argparse.Namespace):
         raise UserError(f"{args.out}: made with {before}, not {options}; keep to that or take another --out")
 
 
-def is_done(folder: Path) -> bool:
-    """Whether a clip's folder has its record, and every frame that is in that."""
+def is_done(job: Job) -> bool:
+    """Whether a video's folder has its record, every frame that is in that, and every picture of the job."""
     try:
-        rows = json.loads((folder / RECORD).read_text())
-        return {Path(row["file_name"]).name for row in rows} <= set(os.listdir(folder))
+        rows = json.loads((job.folder / RECORD).read_text())
+        there = {Path(row["file_name"]).name for row in rows} <= set(os.listdir(job.folder))
     except (OSError, ValueError):
         return False
+    pictures = {still.frame for still in job.paths} if is_still(job) else set()
+    return there and pictures <= {row["frame"] for row in rows}
+
+
+def count_files(jobs: list[Job]) -> int:
+    """How many clips or pictures the jobs have."""
+    return sum(len(job.paths) for job in jobs)
 
 
 def extract_clips(jobs: list[Job], workers: int) -> Iterator[Outcome]:
@@ -199,8 +211,13 @@ def extract_clips(jobs: list[Job], workers: int) -> Iterator[Outcome]:
                 try:
                     yield pool.submit(extract_clip, job).result()
                 except BrokenProcessPool:
-                    first = job.paths[0].path if is_still(job) else job.paths[0]
-                    yield Outcome(errors=(f"{shown(first)}: decoding it crashed, or ran out of memory",))
+                    yield failed(job, "decoding it crashed, or ran out of memory")
+
+
+def failed(job: Job, problem: str) -> Outcome:
+    """The outcome of a job none of whose files could be taken."""
+    paths = [still.path for still in job.paths] if is_still(job) else job.paths
+    return Outcome(errors=tuple(f"{shown(path)}: {problem}" for path in paths))
 
 
 def start_workers(count: int) -> concurrent.futures.ProcessPoolExecutor:
@@ -221,6 +238,8 @@ def set_up_worker():
 
 def extract_clip(job: Job) -> Outcome:
     """Write a clip's frames, or a video's pictures, and their record beside their folder, then rename."""
+    if job.folder.exists() and not (job.folder / RECORD).exists():
+        return failed(job, f"{shown(job.folder)} is in the way, and no extraction's; take another --out")
     video = job.folder.name
     partial = job.folder.with_name(f".{video}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -235,14 +254,14 @@ def extract_clip(job: Job) -> Outcome:
             row |= {"timestamp_ms": milliseconds, "width": size[0], "height": size[1]}
             rows.append(row | job.labels)
     except UserError as error:
-        errors, rows = [str(error)], []
+        errors, rows = [shown(str(error))], []
     if errors and not rows:
         shutil.rmtree(partial)
         return Outcome(errors=tuple(errors))
     (partial / RECORD).write_text(json.dumps(rows))
     shutil.rmtree(job.folder, ignore_errors=True)  # there only if it has lost frames
     partial.rename(job.folder)
-    return Outcome(len(rows), past_end, tuple(errors))
+    return Outcome(len(rows), len(rows) if is_still(job) else 1, past_end, tuple(errors))
 
 
 def is_still(job: Job) -> bool:

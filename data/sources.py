@@ -4,7 +4,8 @@ import argparse
 import hashlib
 import os
 import re
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ VAL_FRACTION = 0.2  # where neither folders nor --val-fraction tell
 CLIPS = (".mov", ".mp4", ".m4v", ".avi", ".mkv", ".webm", ".ts")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 SALT = b"driving-tokens/clips"
+LIMIT_SALT = b"driving-tokens/limit"  # for splits by hash, of which a limit would else take val first
 LONGEST = 200  # bytes of a name, with which its folder's and its frames' are names, too
 STILL = re.compile(r"[0-9a-f]{8}-[0-9a-f]{8}")  # a name of BDD100K's: its stills are the frames at 10 s
 STILL_FRAME, STILL_MILLISECONDS = 301, 10_000
@@ -36,18 +38,22 @@ class Source(NamedTuple):
     split: str
     name: str  # the folder's, valid UTF-8
     label: str  # the name under which labels have it
-    paths: tuple[Path | Still, ...]  # one clip, or pictures
+    key: str  # what a split by hash goes by: the same for all that is of one video
+    paths: list[Path | Still]  # one clip, or pictures
 
 
 def find_sources(args: argparse.Namespace) -> list[Source]:
     """Every clip under `--videos` or picture under `--images`, split by folder or by a hash of its name.
 
-    Hidden files and folders are left out, linked folders are followed. Raises UserError where there are none.
+    Hidden files and folders and `--out` are left out, linked folders are followed. Raises UserError where
+    there are none, or where pictures are in `--out` itself.
     """
     root = args.videos or args.images
     suffixes, kind = (CLIPS, "clips") if args.videos else (PICTURES, "pictures")
     if not root.is_dir():
         raise UserError(f"{shown(root)}: no such folder")
+    if args.images and root.resolve().is_relative_to(args.out.resolve()):
+        raise UserError(f"--out {shown(args.out)}: the pictures themselves are in it; take another")
     folders = [split for split in SPLITS if (root / split).is_dir()]
     if args.val_fraction is None and not folders:
         args.val_fraction = VAL_FRACTION
@@ -55,39 +61,78 @@ def find_sources(args: argparse.Namespace) -> list[Source]:
         print(f"{shown(root)}: no train/ or val/, so {share} go to val (--val-fraction)")
     name_all = name_clips if args.videos else name_pictures
     if args.val_fraction is None:
-        by_split = {split: files_under(root / split, suffixes) for split in folders}
+        by_split = {split: files_under(root / split, suffixes, args.out) for split in folders}
+        check_apart(by_split)
         if (root / "test").is_dir():
             print(f"{shown(root / 'test')} is left out; with --val-fraction it would be split like the rest")
         sources = name_all({path: (split, root / split) for split in folders for path in by_split[split]})
     else:
-        sources = name_all(dict.fromkeys(files_under(root, suffixes), ("", root)))
+        sources = name_all(dict.fromkeys(files_under(root, suffixes, args.out), ("", root)))
         sources = split_by_hash(sources, args.val_fraction, root)
     if not sources:
         raise UserError(f"{shown(root)}: no {kind} in it ({', '.join(suffixes)})")
     return sources
 
 
-def files_under(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files of these suffixes in a folder and the folders in it, each real folder once."""
-    found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in seen else []
-        if real in seen:
-            continue
-        seen.add(real)
-        paths = (Path(place, name) for name in sorted(files) if not name.startswith("."))
-        found += [path for path in paths if path.suffix.lower() in suffixes and path.is_file()]
+def files_under(root: Path, suffixes: tuple[str, ...], out: Path) -> list[Path]:
+    """The files of these suffixes in a folder and the folders in it, but for hidden ones and those in `out`.
+
+    A link to nothing counts: it is a broken file, to be named.
+    """
+    found = []
+    for folder, names in walk(root, out):
+        paths = (folder / name for name in sorted(names) if not name.startswith("."))
+        paths = (path for path in paths if path.suffix.lower() in suffixes)
+        found += [path for path in paths if path.is_file() or not path.exists()]
     return found
+
+
+def walk(root: Path, out: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and all in it, each with the names of its files, but for hidden ones and `out`.
+
+    Linked folders come last, so that none is seen by a link that is there itself; none is seen twice, and
+    links to what the folder is in are not followed.
+    """
+    seen = set(root.resolve().parents) | {out.resolve()} - {root.resolve()}
+    tops = [root]
+    while tops:
+        links = []
+        for top in tops:
+            for place, folders, files in os.walk(top, onerror=say_left_out):
+                folder = Path(place)
+                if (real := folder.resolve()) in seen:
+                    folders.clear()
+                    continue
+                seen.add(real)
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                links += [folder / name for name in folders if (folder / name).is_symlink()]
+                yield folder, files
+        tops = links
+
+
+def say_left_out(error: OSError):
+    print(f"{shown(error.filename)} is left out: {error.strerror}")
+
+
+def check_apart(by_split: dict[str, list[Path]]):
+    """Raise UserError where links lead from both splits to the same folder."""
+    seen = {}
+    for split, paths in by_split.items():
+        for folder in sorted({path.parent for path in paths}):
+            other = seen.setdefault(folder.resolve(), (split, folder))
+            if other[0] != split:
+                raise UserError(f"{shown(folder)}: the same folder as {shown(other[1])}, in another split")
 
 
 def name_clips(paths: dict[Path, tuple[str, Path]]) -> list[Source]:
     """A source for each clip, by its split and the folder that was searched. Raises UserError on twins."""
     by_name = {}
-    for path in paths:
-        if by_name.setdefault(path.stem, path) != path:
-            raise UserError(f"{shown(path)}: named like {shown(by_name[path.stem])}; rename one of them")
-    return [Source(split, safe_name(path.stem), path.stem, (path,)) for path, (split, _) in paths.items()]
+    for path, (split, _) in paths.items():
+        name, key = safe_name(path.stem), path.stem
+        other = by_name.setdefault(name, Source(split, name, key, key, [path])).paths[0]
+        if other != path:
+            raise UserError(f"{shown(path)}: named like {shown(other)}; rename one of them")
+    return list(by_name.values())
 
 
 def name_pictures(paths: dict[Path, tuple[str, Path]]) -> list[Source]:
@@ -95,62 +140,58 @@ def name_pictures(paths: dict[Path, tuple[str, Path]]) -> list[Source]:
 
     A picture is called by its name without suffix; where several are called so, by its whole path.
     """
-    videos, alone = defaultdict(list), []
-    for path, (split, _) in paths.items():
-        video = video_name(path.stem)
-        if video != path.stem and path.parent.name == video:  # X/X-0000301.jpg: BDD100K's, and our own
-            videos[split, video].append(Still(path, int(path.stem[-7:])))
+    called = Counter(safe_name(path.stem) for path in paths)
+    sources, taken = {}, {}
+    for path, (split, root) in paths.items():
+        numbered = re.fullmatch(r"(.+)-([0-9]{7})", path.stem, re.DOTALL)
+        # X/X-0000301.jpg: BDD100K's, and our own; the root may be "."
+        if numbered and numbered[1] == (root.resolve() if path.parent == root else path.parent).name:
+            video, still = numbered[1], Still(path, int(numbered[2]))
+        elif STILL.fullmatch(path.stem):
+            video, still = path.stem, Still(path, STILL_FRAME, STILL_MILLISECONDS)
         else:
-            alone.append(path)
-    called = defaultdict(list)
-    for path in alone:
-        called[path.stem].append(path)
-    sources = [
-        Source(split, safe_name(video), video, tuple(stills)) for (split, video), stills in videos.items()
-    ]
-    for path in alone:
-        split, root = paths[path]
-        name = path.stem
-        if len(called[name]) > 1:
-            name = "_".join(path.relative_to(root).parts).replace(path.suffix, path.suffix.replace(".", "_"))
-        still = Still(path, STILL_FRAME, STILL_MILLISECONDS) if STILL.fullmatch(path.stem) else Still(path)
-        sources.append(Source(split, safe_name(name), video_name(path.stem), (still,)))
-    taken = {}
-    for source in sources:
-        other = taken.setdefault(source.name, source)
-        if other is not source:
-            first, second = (shown(each.paths[0].path) for each in (other, source))
-            raise UserError(f"{second}: would be called like {first}; rename one of them")
-    return sources
+            video, still = None, Still(path)
+        name = video or path.stem
+        if called[safe_name(path.stem)] > 1:
+            below = path.relative_to(root)
+            name = f"{below.with_suffix('')}_{path.suffix[1:]}".replace(os.sep, "_")
+            # bytes that are no UTF-8 would all be the same
+            name = re.sub("[\udc80-\udcff]", lambda byte: f"_{ord(byte[0]) - 0xDC00:02x}", name)
+        key, name = video or name, safe_name(name)
+        # not across splits: the pictures of each may be numbered from 1
+        other = taken.setdefault((split, name, still.frame), path)
+        if other is not path:
+            raise UserError(f"{shown(path)}: would be called like {shown(other)}; rename one of them")
+        source = Source(split, name, video_name(path.name), key, [])
+        sources.setdefault((split, name), source).paths.append(still)
+    return list(sources.values())
 
 
 def safe_name(name: str) -> str:
     """A name as valid UTF-8, and short enough for frames' names to have it in them."""
-    name = shown(name)
-    if len(name.encode()) <= LONGEST:
-        return name
-    end = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{name.encode()[:LONGEST].decode(errors='ignore')}-{end}"
+    valid = os.fsencode(name).decode("utf-8", "replace")
+    if len(valid.encode()) <= LONGEST:
+        return valid
+    end = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+    return f"{valid.encode()[:LONGEST].decode(errors='ignore')}-{end}"
 
 
 def split_by_hash(sources: list[Source], val_fraction: float, root: Path) -> list[Source]:
-    """The sources in the splits that their names' hashes give, at least one in each that is to have any."""
-    in_val = {source.name for source in sources if name_hash(source.name) < val_fraction}
-    if 0 < val_fraction < 1 and sources:
-        ordered = sorted((source.name for source in sources), key=name_hash)
-        if len(ordered) == 1:
-            print(f"{shown(root)}: holds {ordered[0]} only, so one of train and val stays empty")
-        elif not in_val:
-            in_val = {ordered[0]}
-        elif len(in_val) == len(ordered):
-            in_val.remove(ordered[-1])
-    return [source._replace(split=SPLITS[source.name in in_val]) for source in sources]
+    """The sources in the splits that their keys' hashes give, at least one in each that is to have any."""
+    ordered = sorted({source.key for source in sources}, key=name_hash)
+    count = sum(name_hash(key) < val_fraction for key in ordered)
+    if 0 < val_fraction < 1 and len(ordered) == 1:
+        print(f"{shown(root)}: holds {shown(ordered[0])} only, so one of train and val stays empty")
+    elif 0 < val_fraction < 1 and ordered:
+        count = min(max(count, 1), len(ordered) - 1)
+    in_val = set(ordered[:count])
+    return [source._replace(split=SPLITS[source.key in in_val]) for source in sources]
 
 
-def name_hash(name: str | Path) -> float:
+def name_hash(name: str | Path, salt: bytes = SALT) -> float:
     """A number from 0 to 1 that looks random and depends on the name, without folders and suffix, alone."""
-    name = name.stem if isinstance(name, Path) else name
-    return int.from_bytes(hashlib.blake2b(name.encode(), key=SALT, digest_size=8).digest()) / 2**64
+    name = os.fsencode(name.stem if isinstance(name, Path) else name)
+    return int.from_bytes(hashlib.blake2b(name, key=salt, digest_size=8).digest()) / 2**64
 
 
 def choose_sources(sources: list[Source], labels: dict, args: argparse.Namespace) -> list[Source]:
@@ -169,4 +210,6 @@ def choose_sources(sources: list[Source], labels: dict, args: argparse.Namespace
     if not sources:
         raise UserError(f"{shown(args.videos or args.images)}: no {kind[:-1]} is labelled as asked")
     index, count = args.shard
-    return sorted(sources, key=lambda each: name_hash(each.name))[: args.limit][index::count]
+    salt = SALT if args.val_fraction is None else LIMIT_SALT
+    sources = sorted(sources, key=lambda each: (name_hash(each.key, salt), each.name))
+    return sources[: args.limit][index::count]
