@@ -120,10 +120,10 @@ def entropy_loss(
     entropy_of_each = sum_of_entropies / len(latents)
     mean_p = sum_of_p / len(latents)
     if over_processes and dist.is_available() and dist.is_initialized():
-        over_processes = mean_p.detach().clone()
-        dist.all_reduce(over_processes)
-        over_processes /= dist.get_world_size()
-        mean_p = mean_p + (over_processes - mean_p).detach()
+        whole = mean_p.detach().clone()
+        dist.all_reduce(whole)
+        whole /= dist.get_world_size()
+        mean_p = mean_p + (whole - mean_p).detach()
     entropy_of_mean = torch.special.entr(mean_p.clamp_min(torch.finfo(mean_p.dtype).tiny)).sum()
     return entropy_of_each - entropy_of_mean
 

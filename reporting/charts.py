@@ -448,6 +448,16 @@ def _draw_curves(axes: Axes, chart: Chart) -> None:
     axes.locator_params(axis="x", integer=True, nbins=7)
 
 
+def curve_look(number: int) -> dict:
+    """Colour, marker and line of a figure's curve of that number, from 0; no two of a figure look alike."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": list(MARKERS)[number % len(MARKERS)],
+        "linestyle": list(LINES)[number % len(LINES)],
+        "markersize": 4,
+    }
+
+
 def _line_look(series: Series, chart: Chart) -> dict:
     colour = _colour(series)
     return {

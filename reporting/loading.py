@@ -17,7 +17,7 @@ from models.encoder import LatentEncoder
 from models.encoder_as_run import LOST, build_latent_encoder
 from models.open_clip_weights import is_named, variant
 from models.pretrained import DEPTH_ANYTHING_PATCH, load_pretrained
-from reporting.charts import COLOURS, LINES, MARKERS, STYLE
+from reporting.charts import STYLE, curve_look
 from reporting.figures import WIDTH, Picture
 from reporting.study import INITS
 
@@ -123,10 +123,7 @@ def draw_loading(losses: list[LoadingLoss]) -> Picture:
                 axes.plot(
                     np.arange(1, len(values) + 1),
                     values,
-                    color=COLOURS[look % len(COLOURS)],
-                    marker=list(MARKERS)[look % len(MARKERS)],
-                    linestyle=list(LINES)[look % len(LINES)],
-                    markersize=4,
+                    **curve_look(look),
                     label=each.name,
                 )
             axes.set_title(text, fontsize=8.5)

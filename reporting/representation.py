@@ -23,7 +23,7 @@ from models.editing import token_influence
 from models.pretrained import SOURCES, build_encoder
 from models.storage import load_tokenizer
 from models.tokenizer import Tokenizer
-from reporting.charts import COLOURS, LINES, MARKERS, STYLE
+from reporting.charts import STYLE, curve_look
 from reporting.figures import WIDTH, Picture
 from reporting.runs import Run
 from reporting.study import INITS, label
@@ -257,11 +257,8 @@ def draw_tokens(title: str, tokens: list[Tokens]) -> Figure:
                 axes.plot(
                     np.arange(1, len(values) + 1),
                     values,
-                    color=COLOURS[look % len(COLOURS)],
-                    marker=list(MARKERS)[look % len(MARKERS)],
-                    linestyle=list(LINES)[look % len(LINES)],
+                    **curve_look(look),
                     markevery=[2**power - 1 for power in range(len(values).bit_length())],
-                    markersize=4,
                     label=each.tokenizer,
                 )
             axes.set_title(text, fontsize=8.5)

@@ -255,6 +255,16 @@ def test_the_studys_recipe_trains_and_goes_on_as_if_uninterrupted(workplace):
     assert all(torch.equal(tensor, trained[key]) for key, tensor in tokenizer.items())
 
 
+def test_the_studys_recipe_is_the_same_in_two_processes_as_in_two_parts(workplace):
+    """What a batch norm and an adaptive weight see is a part, wherever that is."""
+    parts = (*AS_RUN, "training.device_batch_size=4")
+    train(workplace, "as_run_in_parts", *parts)
+    train(workplace, "as_run_two", *parts, processes=2)
+    for one, two in zip(metrics(workplace, "as_run_in_parts"), metrics(workplace, "as_run_two"), strict=True):
+        for key in one.keys() - {"train/images_per_second"}:
+            assert one[key] == pytest.approx(two[key], rel=2e-3, abs=1e-5), (one["step"], key)
+
+
 def test_the_total_is_the_terms_by_their_weights_of_the_step(workplace):
     train(workplace, "weighed", *AS_RUN, "losses.codebook=0.25", "losses.commitment=0.7")
     for line in metrics(workplace, "weighed")[:4]:
