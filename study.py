@@ -375,12 +375,12 @@ def check_weights(cells: list[str]) -> None:
     networks.append(partial(LPIPS, tokenizers[0].losses.lpips_weights))
     if any(config.losses.convnext for config in tokenizers):
         networks.append(partial(ConvNeXtLogits, tokenizers[-1].losses.convnext_weights))
-    lacking = []
+    lacking = {}
     for network in [*networks, InceptionFeatures, DINOv2Features]:
         try:
             network()
         except UserError as error:
-            lacking.append(str(error))
+            lacking[str(error)] = None  # several networks may lack the same
     if lacking:
         print("Weights that the study takes:", *lacking, sep="\n  ", file=sys.stderr)
         sys.exit(1)

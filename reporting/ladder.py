@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from reporting.runs import Run
 from reporting.study import RECIPES, match
-from reporting.tables import METRICS
+from reporting.tables import METRICS, shortened
 from training.cells import LADDER
 
 COLUMNS = {"rfid_as_run": "rFID as run", "rfid": METRICS["rfid"], "codebook": METRICS["codebook"]}
@@ -14,13 +14,14 @@ COLUMNS |= {"psnr": "PSNR (dB)", "lpips": "LPIPS"}
 
 
 class Rung(NamedTuple):
-    """A rung, and the run that is its training."""
+    """A rung, and the run that is its training or comes nearest to it."""
 
     number: int
     what: str  # it puts right, beside all that those before it did
     run: str  # its folder's name; of a rung without a run the one that is to be
     steps: int | None  # None without a run
     values: dict[str, float | None]  # by metric, those of COLUMNS
+    differs: list[str]  # the run from the rung's training, a phrase each; empty where it is the same
     command: str  # that trains it
 
     @property
@@ -29,28 +30,41 @@ class Rung(NamedTuple):
         return list(COLUMNS.values())
 
     @property
+    def lacks(self) -> bool:
+        """Whether its own training has no run."""
+        return self.steps is None or bool(self.differs)
+
+    @property
+    def note(self) -> str:
+        """How its run differs from its training, "" where it doesn't."""
+        return f"{self.run}: {'; '.join(shortened(self.differs))}" if self.differs else ""
+
+    @property
     def texts(self) -> list[str]:
         """The values as a table shows them, "" where one isn't there."""
         return ["" if value is None else f"{value:.4g}" for value in self.values.values()]
 
 
 def build_ladder(runs: list[Run]) -> list[Rung]:
-    """All rungs, from as run upwards; empty where no rung above the first has a run."""
-    exact = {}
+    """All rungs, from as run upwards; empty where no rung above the first has a run.
+
+    Of several runs that come nearest to a rung it has the one with the fewest differences.
+    """
+    near = {}
     for run in runs:
         nearest = match(run)
-        if nearest and not nearest.differs:
-            exact.setdefault(nearest.recipe, run)
-    if not any(cell.startswith("ladder/") for cell in exact):
+        if nearest and (nearest.recipe not in near or len(nearest.differs) < len(near[nearest.recipe][1])):
+            near[nearest.recipe] = run, nearest.differs
+    if not any(cell.startswith("ladder/") for cell in near):
         return []
     rungs = []
     for number, (cell, what) in enumerate(LADDER.items()):
-        run = exact.get(cell)
+        run, differs = near.get(cell, (None, []))
         results = run.results if run else {}
         values = {name: results[name]["value"] if name in results else None for name in COLUMNS}
         name = run.name if run else RECIPES[cell].run.name
         command = f"accelerate launch train_tokenizer.py --config configs/{cell}.yaml"
-        rungs.append(Rung(number, what, name, run and run.step, values, command))
+        rungs.append(Rung(number, what, name, run and run.step, values, differs, command))
     return rungs
 
 
@@ -58,9 +72,11 @@ def ladder_to_csv(rungs: list[Rung]) -> str:
     """A line a rung; values as they are, unrounded."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["rung", "puts_right", "run", "steps", *COLUMNS])
+    writer.writerow(["rung", "puts_right", "run", "steps", *COLUMNS, "differs"])
     for rung in rungs:
-        writer.writerow([rung.number, rung.what, rung.run, rung.steps, *rung.values.values()])
+        values = rung.values.values()
+        differs = "; ".join(rung.differs)
+        writer.writerow([rung.number, rung.what, rung.run, rung.steps, *values, differs])
     return file.getvalue()
 
 
@@ -75,8 +91,12 @@ def ladder_to_markdown(rungs: list[Rung]) -> str:
     lines.append(f"| rung | what it puts right | {' | '.join(COLUMNS.values())} |")
     lines.append(f"|---:|---|{'---:|' * len(COLUMNS)}")
     lines += [f"| {rung.number} | {rung.what} | {' | '.join(rung.texts)} |" for rung in rungs]
-    lacking = [rung for rung in rungs if rung.steps is None]
+    noted = [rung for rung in rungs if rung.note]
+    if noted:
+        lines += ["", "Values of other trainings than the rung's:", ""]
+        lines += [f"- {rung.number}: {rung.note}" for rung in noted]
+    lacking = [rung for rung in rungs if rung.lacks]
     if lacking:
-        lines += ["", "What trains the rungs that have no run:", ""]
+        lines += ["", "What trains the rungs that have no run of theirs:", ""]
         lines += [f"- {rung.number}: `{rung.command}`" for rung in lacking]
     return "\n".join(lines) + "\n"

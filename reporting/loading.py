@@ -10,6 +10,7 @@ import matplotlib.style
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from metrics.representation import linear_cka
@@ -128,7 +129,10 @@ def draw_loading(losses: list[LoadingLoss]) -> Picture:
                 )
             axes.set_title(text, fontsize=8.5)
             axes.set_xlabel("block; the last point is behind the norm")
-            axes.set_ylim(bottom=min(0, *(getattr(each, name).min() for each in losses)))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            lowest = min(0, *(getattr(each, name).min() for each in losses))
+            axes.margins(y=0.08)  # or a likeness of 1 would be cut off
+            axes.set_ylim(bottom=lowest)
         handles, names = axes.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower left", ncols=len(losses))
     caption = (

@@ -215,8 +215,8 @@ def match(run: Run) -> Match | None:
 
     A system is VQGAN, or TiTok of a number of tokens and an initialisation, or MaskGIT on one of these. Of a
     system's trainings, which have other lengths or frames, the nearest is the one with the fewest
-    differences; of equals, the first in RECIPES. None where the study has no such system, or where a
-    generator's tokenizer isn't there to be looked at.
+    differences; of equals, the one whose run has this name, or else the first in RECIPES. None where the
+    study has no such system, or where a generator's tokenizer isn't there to be looked at.
     """
     if run.is_generator and run.tokenizer is None:
         return None
@@ -226,7 +226,11 @@ def match(run: Run) -> Match | None:
         tokenizer = RECIPES[tokenizer_recipe(name)] if isinstance(recipe, GeneratorConfig) else recipe
         if (type(recipe), _system(tokenizer)) == wanted:
             matches.append(Match(name, differences(run, name)))
-    return min(matches, key=lambda each: len(each.differs), default=None)
+
+    def distance(each: Match) -> tuple[int, bool]:
+        return len(each.differs), RECIPES[each.recipe].run.name != run.name
+
+    return min(matches, key=distance, default=None)
 
 
 def differences(run: Run, recipe: str) -> list[str]:

@@ -243,9 +243,7 @@ def _mark_notes(rows: list[TableRow]) -> tuple[list[TableRow], list[tuple[str, s
 
     def mark(candidate: Candidate, several: bool) -> Candidate:
         phrases = [candidate.origin] if several else []
-        phrases += candidate.notes[:PHRASES]
-        if len(candidate.notes) > PHRASES:
-            phrases.append(f"and {len(candidate.notes) - PHRASES} other settings")
+        phrases += shortened(candidate.notes)
         if not phrases:
             return candidate
         text = f"{', '.join(candidate.runs)}: {'; '.join(phrases)}"
@@ -257,6 +255,12 @@ def _mark_notes(rows: list[TableRow]) -> tuple[list[TableRow], list[tuple[str, s
 
     marked = [TableRow(row.name, [cell and mark_all(cell) for cell in row.cells]) for row in rows]
     return marked, [(letters, text) for text, letters in marks.items()]
+
+
+def shortened(notes: list[str]) -> list[str]:
+    """The first of a value's notes, and how many more there are."""
+    more = [f"and {len(notes) - PHRASES} other settings"] if len(notes) > PHRASES else []
+    return notes[:PHRASES] + more
 
 
 def _letters(number: int) -> str:

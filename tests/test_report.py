@@ -392,7 +392,9 @@ def test_an_empty_cell_shows_what_fills_it(window):
     table = window.locator("details", has_text="Table 1. Baseline")
     table.locator("summary").click()
     table.get_by_role("button", name="how").first.click()
-    assert "train_tokenizer.py --config configs/vqgan.yaml" in table.locator(":popover-open").inner_text()
+    assert (
+        "train_tokenizer.py --config configs/as_run/vqgan.yaml" in table.locator(":popover-open").inner_text()
+    )
     window.keyboard.press("Escape")
 
 
