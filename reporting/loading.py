@@ -130,9 +130,8 @@ def draw_loading(losses: list[LoadingLoss]) -> Picture:
             axes.set_title(text, fontsize=8.5)
             axes.set_xlabel("block; the last point is behind the norm")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            lowest = min(0, *(getattr(each, name).min() for each in losses))
-            axes.margins(y=0.08)  # or a likeness of 1 would be cut off
-            axes.set_ylim(bottom=lowest)
+            shown = np.concatenate([getattr(each, name) for each in losses])
+            axes.set_ylim(min(0, shown.min()), 1.06 * shown.max())  # or a likeness of 1 would be cut off
         handles, names = axes.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower left", ncols=len(losses))
     caption = (
