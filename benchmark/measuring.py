@@ -275,7 +275,8 @@ class KeptForGradient(saved_tensors_hooks):
 
     def __init__(self, but: Iterable[Tensor]):
         self.now = self.peak = 0
-        self._held = Counter(tensor.untyped_storage()._cdata for tensor in but)
+        self._but = list(but)  # held, or another tensor could come to lie where one of them was
+        self._held = Counter(tensor.untyped_storage()._cdata for tensor in self._but)
         super().__init__(partial(_Kept, self), lambda kept: kept.tensor)
 
     def keep(self, storage: torch.UntypedStorage) -> None:
