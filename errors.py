@@ -1,6 +1,8 @@
 """What a person can cause gets one clear line; a traceback is for our own bugs."""
 
 import functools
+import multiprocessing
+import os
 import sys
 
 
@@ -9,20 +11,40 @@ class UserError(Exception):
 
 
 def command(main):
-    """Make `main` a command: a `UserError` prints as `error: …` on stderr and exits with status 1.
+    """Make `main` a command: a `UserError`, and what the system refuses, print as `error: …` on stderr.
 
-    Ctrl-C exits with the shell's customary 130 and no traceback.
+    They exit with status 1; Ctrl-C exits with the shell's customary 130, and a closed pipe (`| head`) with
+    its 141, neither with a traceback. What a terminal can't show is escaped. No process that `main` started
+    outlives it, loader workers say, which a signal doesn't end.
     """
 
     @functools.wraps(main)
     def run(*args, **kwargs):
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # not what replaces it in a notebook
+                stream.reconfigure(errors="backslashreplace")
         try:
-            return main(*args, **kwargs)
+            result = main(*args, **kwargs)
+            sys.stdout.flush()  # or a closed pipe would show only at the very end
+            return result
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
+            # from a loader's worker it comes with the worker's traceback before it
+            _fail(str(error).strip().splitlines()[-1].removeprefix("errors.UserError: "))
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except OSError as error:
+            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error).splitlines()[-1])
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+        finally:
+            for child in multiprocessing.active_children():
+                child.kill()
 
     return run
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)

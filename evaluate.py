@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,8 +17,16 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.frames import FrameDataset, evaluation_loader, frames_fingerprint, list_frames, to_unit_range
+from data.frames import (
+    FrameDataset,
+    content_fingerprint,
+    evaluation_loader,
+    frames_fingerprint,
+    list_frames,
+    to_unit_range,
+)
 from errors import UserError, command
+from files import holding, remove_leftovers, write_whole
 from metrics import as_run
 from metrics import features as feature_files
 from metrics.codebook import CodebookUsage
@@ -40,8 +49,18 @@ from models.maskgit import MaskGIT
 from models.perceptual import LPIPS
 from models.storage import fingerprint, load_tokenizer
 from models.tokenizer import Tokenizer
+from options import number
 from training.card import write_card
-from training.finished import FinishedRun, list_runs, load_with_tokenizer, newest_run, read_run
+from training.finished import (
+    FinishedRun,
+    list_runs,
+    load_with_tokenizer,
+    newest_run,
+    read_run,
+    tokenizer_of,
+)
+from training.precision import PRECISIONS, computing_in
+from training.speed import compile_for
 from training.tokens import condition_array, labels_fingerprint
 
 OF_BOTH = ("isc", "kid", "prc", "fd_dinov2")
@@ -61,8 +80,10 @@ def main() -> None:
     accelerator = Accelerator()
     failures = []
     for run, metrics in what_to_do(arguments):
+        if accelerator.is_main_process and (run.folder / "eval").is_dir():
+            remove_leftovers(run.folder / "eval")
         measure = measure_generator if run.is_generator else measure_tokenizer
-        with torch.inference_mode():
+        with torch.inference_mode(), computing_in(arguments.precision, accelerator.device):
             measure(accelerator, run, metrics, arguments, failures)
         if accelerator.is_main_process:
             write_card(run.folder)
@@ -90,18 +111,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--frames", help="folder of frames; by default the run's own")
     parser.add_argument(
         "--num",
-        type=int,
+        type=number(1),
         help="images to generate, by default as many as real ones; frames for --locality to edit, by default "
         f"at most {FRAMES_TO_EDIT}",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of generation, --fill's masks, --locality's boxes"
+        "--seed", type=number(0, 2**62), default=0, help="of generation, --fill's masks, --locality's boxes"
     )
     parser.add_argument(
         "--mask-ratio", type=float, action="append", help="of --fill, repeatable; by default four up to 1"
     )
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
+    parser.add_argument("--batch-size", type=number(1), default=256 if torch.cuda.is_available() else 32)
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="of the run's networks, and with tf32 of the metrics' too",
+    )
+    parser.add_argument("--workers", type=number(0, 1000), default=min(8, os.cpu_count() or 1))
     parser.add_argument("--feature-extractor", choices=["inception", "random-inception"], default="inception")
     parser.add_argument("--inception-weights", help="torch-fidelity's InceptionV3 file")
     parser.add_argument("--dinov2-weights", help="DINOv2's ViT-L/14 file, the authors' or timm's")
@@ -113,8 +140,6 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.as_run and (others or arguments.all):
         other = option(others[0]) if others else "--all"
         parser.error(f"--as-run is for {', '.join(map(option, as_run.METRICS))}; {other} has no such measure")
-    if arguments.num is not None and arguments.num < 1:
-        parser.error(f"--num {arguments.num}: generate at least one image")
     for ratio in arguments.mask_ratio or []:
         if not 0 < ratio <= 1:
             parser.error(f"--mask-ratio {ratio}: a share of tokens is above 0 and at most 1")
@@ -165,6 +190,7 @@ def measure_tokenizer(
     tokenizer = load_tokenizer(run.folder).to(accelerator.device)
     usage = CodebookUsage(tokenizer.codebook_size, accelerator.device)
     frames = ValidationFrames(accelerator, run, tokenizer.image_size, arguments)
+    compile_for(len(frames.listed), tokenizer)
     kept, real = frames.features(extractors)
     made = FeatureSet(unique(extractors))
     count = 0
@@ -206,6 +232,7 @@ def measure_generator(
         return
     generator, tokenizer = (network.to(accelerator.device) for network in load_with_tokenizer(run))
     frames = ValidationFrames(accelerator, run, tokenizer.image_size, arguments)
+    compile_for(arguments.num or len(frames.listed), generator, tokenizer)
     real, missing = frames.features(extractors)
     if missing.extractors:
         for _, images in frames.batches():
@@ -217,16 +244,44 @@ def measure_generator(
 
     to_fill = extractors.pop("fill", None)
     if extractors:
-        folder = generate_features(accelerator, frames, generator, tokenizer, unique(extractors))
-        if accelerator.is_main_process:
-            parts = [load_features(path) for path in sorted(folder.glob("*.npz"))]
-            made = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            save_feature_results(frames, extractors, made, real, failures)
-            shutil.rmtree(folder)
+        folder, files = generated_parts(frames, generator, unique(extractors))
+        with ExitStack() as held:
+            if accelerator.is_main_process:
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(holding(folder / ".lock", f"{run.folder}: this evaluation"))
+            accelerator.wait_for_everyone()
+            generate_features(accelerator, frames, generator, tokenizer, unique(extractors), files)
+            if accelerator.is_main_process:
+                parts = [load_features(path) for path in files.values()]
+                made = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                save_feature_results(frames, extractors, made, real, failures)
+                shutil.rmtree(folder)
     if "fill" in metrics:
         measure_fill(accelerator, frames, generator, tokenizer, to_fill, real)
     if "locality" in metrics:
         measure_locality(accelerator, frames, generator, tokenizer, failures)
+
+
+def generated_parts(
+    frames: "ValidationFrames", generator: MaskGIT, extractors: list[nn.Module]
+) -> tuple[Path, dict[int, Path]]:
+    """Where the features of generated images are kept until all are there: a folder, and in it the file of
+    each CHUNK images by the first one's number.
+
+    Its name has a key of the weights and all options.
+    """
+    run, arguments = frames.run, frames.arguments
+    num, chunk = arguments.num or len(frames.listed), feature_files.CHUNK
+    sampling = run.config.sampling.model_dump()
+    recipe = [fingerprint(run.folder), fingerprint(tokenizer_of(run)), sampling, arguments.seed, num]
+    recipe += [chunk, *sorted(extractor.name for extractor in extractors)]
+    recipe += [as_run.SUFFIX] if arguments.as_run else []
+    recipe += [arguments.precision] if arguments.precision != "fp32" else []
+    if generator.conditions:
+        recipe.append(labels_fingerprint(frames.listed, list(generator.conditions)))
+    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+    folder = run.folder / "eval" / f".generated-{key}"
+    return folder, {start: folder / f"{start:09d}.npz" for start in range(0, num, chunk)}
 
 
 def generate_features(
@@ -235,25 +290,16 @@ def generate_features(
     generator: MaskGIT,
     tokenizer: Tokenizer,
     extractors: list[nn.Module],
-) -> Path:
-    """Generate images and keep their features in the files of a folder, whose path is returned.
+    paths: dict[int, Path],
+) -> None:
+    """Generate images and keep their features in the files of generated_parts.
 
     Image i is generated under the i-th real frame's conditions, over and over where there are fewer frames.
-    Each file holds the next CHUNK images and is named after its first. Those that an earlier evaluation with
-    the same weights and options left when it was interrupted are taken as they are.
+    Files that an earlier evaluation left when it was interrupted are taken as they are.
     """
     run, arguments = frames.run, frames.arguments
     num, chunk = arguments.num or len(frames.listed), feature_files.CHUNK
     sampling = run.config.sampling.model_dump()
-    recipe = [fingerprint(run.folder), fingerprint(run.config.tokenizer), sampling, arguments.seed, num]
-    recipe += [chunk, *sorted(extractor.name for extractor in extractors)]
-    recipe += [as_run.SUFFIX] if arguments.as_run else []
-    if generator.conditions:
-        recipe.append(labels_fingerprint(frames.listed, list(generator.conditions)))
-    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
-    folder = run.folder / "eval" / f".generated-{key}"
-
-    paths = {start: folder / f"{start:09d}.npz" for start in range(0, num, chunk)}
     missing = [start for start, path in paths.items() if not path.exists()]
     accelerator.wait_for_everyone()  # nobody writes one before all have seen which are missing
     if len(missing) < len(paths):
@@ -275,7 +321,6 @@ def generate_features(
                 made.update(tokenizer.decode(codes))
         save_features(paths[start], made.features())
     accelerator.wait_for_everyone()
-    return folder
 
 
 def measure_fill(
@@ -404,9 +449,9 @@ class ValidationFrames:
         kind = run.config.data.resize
         if arguments.as_run:
             self.listed, kind = self.listed[: as_run.NUM_IMAGES], kind + as_run.SUFFIX
-        names = [frame.file_name for frame in self.listed]
-        places = (self.folder / ".features", run.folder / "eval" / ".features")
-        self.cache = FeatureCache(self.folder / "val", names, size, kind, places)
+        kind += " tf32" if arguments.precision == "tf32" else ""  # in which the extractors compute, too
+        content = f"{size} {kind} {content_fingerprint(self.folder / 'val', self.listed)}"
+        self.cache = FeatureCache(content, (self.folder / ".features", run.folder / "eval" / ".features"))
 
     def conditions(self, generator: MaskGIT) -> Tensor:
         """What the frames' labels say of a generator's conditions: int64 (N, C), C = 0 if it has none."""
@@ -561,6 +606,7 @@ def save_result(
         "subset": run.config.data.val.model_dump(),
         "frames_sha256": frames_fingerprint(frames.listed),
         "feature_extractor": extractor.name if extractor else None,
+        "precision": arguments.precision,
         "checkpoint_step": run.step,
         "seed": arguments.seed if run.is_generator else None,
         "sampling": run.config.sampling.model_dump() if run.is_generator else None,
@@ -570,16 +616,16 @@ def save_result(
         "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "torch-fidelity")},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    path = run.folder / "eval" / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(part, path)
     few = extractor and min(num_images, result.get("num_real", num_images)) < FEW_IMAGES
     note = (
         f"; fewer than {FEW_IMAGES:,} images bias it, compare it only with a value on as many" if few else ""
     )
+    # before it is written, which may fail
     print(f"{run.folder}: {name} {result['value']:.4f} on {num_images:,} images, step {run.step}{note}")
+    path = run.folder / "eval" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    with write_whole(path) as part:
+        part.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def option(metric: str) -> str:

@@ -1,6 +1,7 @@
 """Make pictures with a generator's run: from nothing, by filling masked tokens of frames, or by an edit."""
 
 import argparse
+import io
 import json
 import os
 from pathlib import Path
@@ -26,6 +27,7 @@ from models.editing import (
     token_influence,
     tokens_of_box,
 )
+from options import number
 from reporting.picture_table import (
     FILLED,
     GIVEN,
@@ -39,6 +41,7 @@ from reporting.picture_table import (
 )
 from training.config import GeneratorConfig
 from training.finished import FinishedRun, load_with_tokenizer, newest_run, read_run
+from training.precision import PRECISIONS, computing_in
 from training.sections import SamplingSection
 from training.tokens import condition_array
 
@@ -49,10 +52,17 @@ NUM = {"synthesize": 16, "fill": 8, "edit": 4}  # without --num
 @torch.inference_mode()
 def main() -> None:
     arguments = parse_arguments()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with computing_in(arguments.precision, device):
+        generate(arguments, device)
+
+
+def generate(arguments: argparse.Namespace, device: torch.device) -> None:
+    """What the command line asks for."""
     run = read_run(arguments.run) if arguments.run else newest_run(arguments.runs, generator=True)
     if not run.is_generator:
         raise UserError(f"{run.folder}: a tokenizer's run; generate from one of train_maskgit.py")
-    sampler = Sampler(arguments, run)
+    sampler = Sampler(arguments, run, device)
     {"synthesize": synthesize, "fill": fill, "edit": edit}[arguments.mode](sampler, arguments)
 
 
@@ -63,13 +73,18 @@ def parse_arguments() -> argparse.Namespace:
     add("--run", help="a generator's run folder; by default the newest under --runs")
     add("--runs", default="runs", help="folder of runs")
     add("--out", type=Path, default=Path("samples"), help="folder for the pictures")
-    add("--num", type=int, help="pictures to synthesize (16), frames to fill (8), or versions of an edit (4)")
-    add("--seed", type=int, default=0, help="of the sampling, and of fill's masks")
-    add("--batch-size", type=int, default=32)
+    add(
+        "--num",
+        type=number(1),
+        help="pictures to synthesize (16), frames to fill (8), or versions of an edit (4)",
+    )
+    add("--seed", type=number(0, 2**62), default=0, help="of the sampling, and of fill's masks")
+    add("--batch-size", type=number(1), default=32)
+    add("--precision", choices=PRECISIONS, default="fp32", help="of the networks")
     add("--show-steps", action="store_true", help="also steps.png: each picture and its tokens by step")
 
     add = parser.add_argument_group("synthesize", "grid.png and single pictures, from all-mask").add_argument
-    add("--columns", type=int, default=8, help="of the grid")
+    add("--columns", type=number(1), default=8, help="of the grid")
 
     add = parser.add_argument_group(
         "fill", "fill.png: the first validation frames, reconstructed, and filled in after masking tokens"
@@ -105,10 +120,6 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.num is None:
         arguments.num = NUM[arguments.mode]
-    if arguments.num < 1:
-        parser.error(f"--num {arguments.num}: make at least one")
-    if arguments.seed < 0:
-        parser.error(f"--seed {arguments.seed}: it is 0 or more")
     for ratio in arguments.mask_ratio or []:
         if not 0 < ratio <= 1:
             parser.error(f"--mask-ratio {ratio}: a share of tokens is above 0 and at most 1")
@@ -129,12 +140,12 @@ def option(name: str) -> str:
 class Sampler:
     """A run's generator and tokenizer, used in batches as the command line says."""
 
-    def __init__(self, arguments: argparse.Namespace, run: FinishedRun):
+    def __init__(self, arguments: argparse.Namespace, run: FinishedRun, device: torch.device):
         """Raises UserError on sampling or conditions that the generator can't have."""
         self.run = run._replace(config=with_sampling(run.config, arguments))
         self.sampling = self.run.config.sampling.model_dump()
         self.seed, self.batch_size = arguments.seed, arguments.batch_size
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device
         self.generator, self.tokenizer = (each.to(self.device) for each in load_with_tokenizer(self.run))
         asked = {name: getattr(arguments, name) for name in ATTRIBUTES}
         self.asked = {name: value for name, value in asked.items() if value is not None}
@@ -175,7 +186,9 @@ class Sampler:
 
     def save(self, picture: Image.Image, name: str) -> Image.Image:
         """Write a picture whole; returns it."""
-        picture.save(self.out / f"{name}.part", format="PNG")
+        buffer = io.BytesIO()  # into a file of its own Pillow writes what fits on the disk, and says nothing
+        picture.save(buffer, format="PNG")
+        (self.out / f"{name}.part").write_bytes(buffer.getvalue())
         os.replace(self.out / f"{name}.part", self.out / name)
         return picture
 
@@ -295,9 +308,9 @@ def edit(sampler: Sampler, arguments: argparse.Namespace) -> None:
     change = (edited - restored).abs().mean(dim=(0, 1))
     picture = sampler.save(to_picture(image / 255), "input.png")
     pictures = [outlined(picture, box), sampler.save(to_picture(restored[0]), "reconstruction.png")]
-    for number, version in enumerate(edited):
-        picture = sampler.save(to_picture(version), f"{number:06d}.png")
-        pictures.append(sampler.show_tokens(picture, mask[number]))
+    for place, version in enumerate(edited):
+        picture = sampler.save(to_picture(version), f"{place:06d}.png")
+        pictures.append(sampler.show_tokens(picture, mask[place]))
     pictures.append(outlined(sampler.save(heat_map(change), "change.png"), box))
     columns = ["input, box", "reconstruction", *(f"edit {number}" for number in range(len(edited)))]
     columns.append(f"mean change, 0 to {change.max():.2g}")

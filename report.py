@@ -12,6 +12,7 @@ import torch
 from data.frames import FrameDataset, collate_images, list_frames, to_unit_range
 from errors import UserError, command
 from models.encoder_as_run import LOST
+from options import number
 from reporting.charts import STUDY_CHARTS, build_charts, draw, save_figure
 from reporting.figures import build_figures
 from reporting.ladder import build_ladder, ladder_to_csv, ladder_to_markdown
@@ -46,8 +47,12 @@ def main() -> None:
     parser.add_argument(
         "--frames", default="frames", help="of --source, where there is no run: folder of frames"
     )
-    parser.add_argument("--num-images", type=int, default=8, help="validation frames to reconstruct")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random: generation, t-SNE, codes")
+    parser.add_argument(
+        "--num-images", type=number(0, 1000), default=8, help="validation frames to reconstruct"
+    )
+    parser.add_argument(
+        "--seed", type=number(0, 2**31), default=0, help="of all that is random: generation, t-SNE, codes"
+    )
     arguments = parser.parse_args()
     out, seed = arguments.out, arguments.seed
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -31,6 +31,7 @@ from models.encoder import LatentEncoder
 from models.perceptual import LPIPS, ConvNeXtLogits
 from models.pretrained import SOURCES, build_encoder
 from models.storage import fingerprint, read_provenance
+from options import number
 from training.cells import FAMILIES, LADDER, cells_of, is_generator, read_cell
 from training.finished import read_run
 from training.model_sections import TiTokSection
@@ -150,7 +151,7 @@ def parse_arguments() -> "Study":
         action="store_true",
         help="instead: TiTok-64 + MAE from as run to our own recipe, one difference put right with each run",
     )
-    add("--num-processes", type=int, help="for accelerate launch; by default what it is configured for")
+    add("--num-processes", type=number(1), help="for accelerate launch; by default what it is configured for")
     add("--dry-run", action="store_true", help="print the commands that are left to do, and run none")
     add(
         "--rehearse",

@@ -1,5 +1,9 @@
 """Train MaskGIT on tokens: accelerate launch train_maskgit.py --config configs/maskgit_mae_64.yaml"""
 
+import math
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import torch
 from accelerate.utils import set_seed
@@ -8,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 
-from data.frames import Draw, frames_fingerprint, leave_signals_to_parent
+from data.frames import Draw, content_fingerprint, leave_signals_to_parent
 from errors import command
 from models.maskgit import MaskGIT, masked_token_loss
 from models.sampling import check_order
@@ -16,6 +20,7 @@ from models.storage import build_generator, fingerprint, load_tokenizer
 from models.tokenizer import Tokenizer
 from training.config import GeneratorConfig, parse_arguments
 from training.optimizer import build_optimizer
+from training.parallel import accumulate, shard
 from training.run import Run
 from training.tokens import (
     TokenBatch,
@@ -33,7 +38,14 @@ SAMPLE_IMAGES = 16  # in a grid under samples/
 @command
 def main() -> None:
     config, arguments = parse_arguments(GeneratorConfig, __doc__)
-    run = Run(config, arguments.restart)
+    run = Run(config)
+    with run.open(arguments.restart):
+        train(run)
+
+
+def train(run: Run) -> None:
+    """All of a run, from its data to its last checkpoint."""
+    config = run.config
     model, data = config.model, config.data
 
     # Tokens of the frames, computed here if no run did before
@@ -44,7 +56,9 @@ def main() -> None:
     # Refuses a bad config before the hours of tokens.
     condition_values(caches["train"].frames, model.conditions)
     (train_tokens, train_frames), (val_tokens, val_frames) = (
-        cached_tokens(run.accelerator, cache, config.training.device_batch_size, run.loader_workers)
+        cached_tokens(
+            run.accelerator, cache, config.training.device_batch_size, run.loader_workers, data.strict
+        )
         for cache in caches.values()
     )
     conditions = condition_values(train_frames, model.conditions)
@@ -62,19 +76,21 @@ def main() -> None:
     val_set = TokenDataset(
         val_tokens, val_conditions, model.mask_schedule, config.run.seed, flip=False, condition_dropout=0.0
     )
-    data_key = f"{tokenizer_sha256} {frames_fingerprint(train_frames)}"
+    content = content_fingerprint(Path(data.frames) / "train", train_frames, times=False)
+    data_key = f"{tokenizer_sha256} {content}"
     if conditions:  # then it learns the labels, too
         data_key += f" {labels_fingerprint(train_frames, model.conditions)}"
     loader = DataLoader(
         train_set,
-        batch_sampler=run.plan(len(train_set), data_key),
+        batch_sampler=run.plan(len(train_set), data_key, train_frames),
         num_workers=run.loader_workers,
         pin_memory=run.device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # or it would draw from the run's random numbers
     )
 
-    networks = Networks(run, tokenizer, conditions)
+    networks = Networks(run, tokenizer, conditions, tokenizer_sha256)
+    run.fit(partial(try_step, run, networks, train_set))
     tokenizer.to(run.device)
     batches = iter(loader)
     for step in run.steps():
@@ -83,27 +99,36 @@ def main() -> None:
         validate, checkpoint = run.end_step(step, learning_rate)
         if validate:
             run.log(step, evaluate(run, networks.ema.module, val_set))
-            if run.is_main:
-                write_samples(run, networks.ema.module, tokenizer, val_set, step)
+            write_samples(run, networks.ema.module, tokenizer, val_set, step)
         if checkpoint:
-            run.save(step, networks.ema.module, tokenizer_sha256=tokenizer_sha256)
+            run.save(step)
     run.finish()
 
 
 class Networks:
-    """The generator of a run, as its config says and handed over to it; `wrapped` is accelerate's.
+    """The generator of a run, as its config says and handed over to it; `wrapped` is to be called.
 
-    They start the same whether or not tokens had to be computed before.
+    It starts the same whether or not tokens had to be computed before. With `training.shard` each process
+    has a part of it, of its moments and of its EMA, and those of the others for as long as it takes.
     """
 
-    def __init__(self, run: Run, tokenizer: Tokenizer, conditions: dict[str, list[str]]):
+    def __init__(
+        self, run: Run, tokenizer: Tokenizer, conditions: dict[str, list[str]], tokenizer_sha256: str = ""
+    ):
         model, training = run.config.model, run.config.training
         set_seed(run.config.run.seed)
         sizes = {"num_tokens": tokenizer.num_tokens, "codebook_size": tokenizer.codebook_size}
         self.generator = build_generator({**model.architecture(), **sizes, "conditions": conditions})
         self.ema = ModelEmaV3(self.generator, decay=training.ema_decay, use_warmup=True)
+        if training.shard:
+            shard(run.device, self.generator, self.ema.module)
         optimizer = build_optimizer(self.generator, training)
-        (self.wrapped,) = run.prepare([self.generator], [optimizer], {"ema": self.ema.module})
+        (self.wrapped,) = run.prepare(
+            {"model": self.generator},
+            [optimizer],
+            {"ema": self.ema.module},
+            {"tokenizer_sha256": tokenizer_sha256},
+        )
 
 
 def train_step(run: Run, networks: Networks, micro_batches: list[TokenBatch], step: int) -> None:
@@ -116,15 +141,22 @@ def train_step(run: Run, networks: Networks, micro_batches: list[TokenBatch], st
     weights = [torch.where(batch.mask, 1.0, model.unmasked_weight) for batch in parts]
     sums = torch.stack([sum(map(torch.sum, weights)), sum(batch.mask.sum() for batch in parts)])
     weight_each, masked_each = run.accelerator.reduce(sums, reduction="mean") / run.accumulation
-    for batch, weight in run.accumulate(list(zip(parts, weights)), networks.wrapped):
+    for batch, weight in accumulate(list(zip(parts, weights)), networks.wrapped):
         with run.accelerator.autocast():
             masked = batch.codes.masked_fill(batch.mask, generator.mask_token)
             logits = networks.wrapped(masked, batch.conditions)
             loss = masked_token_loss(logits, batch.codes, weight, model.label_smoothing) / weight_each
-        run.accelerator.backward(loss / run.accumulation)
+        (loss / run.accumulation).backward()
         run.add(loss=loss, accuracy=right_tokens(logits, batch) / masked_each)
     run.add(gradient_norm=run.clip_and_step(generator, run.optimizers[0]))
     networks.ema.update(generator, step)
+
+
+def try_step(run: Run, networks: Networks, train_set: TokenDataset) -> None:
+    """A step of any tokens, to see whether it fits into memory."""
+    items = [train_set[Draw(0, place % len(train_set))] for place in range(run.micro_batch_size)]
+    batch = TokenBatch(*map(torch.stack, zip(*items)))
+    train_step(run, networks, [batch] * run.accumulation, step=1)
 
 
 def right_tokens(logits: Tensor, batch: TokenBatch) -> Tensor:
@@ -140,13 +172,16 @@ def evaluate(run: Run, generator: nn.Module, val_set: TokenDataset) -> dict[str,
     """
     sums = torch.zeros(3, dtype=torch.float64, device=run.device)
     mine = range(run.accelerator.process_index, len(val_set), run.processes)
-    for start in range(0, len(mine), run.micro_batch_size):
-        items = [val_set[Draw(0, index)] for index in mine[start : start + run.micro_batch_size]]
+    for start in range(0, math.ceil(len(val_set) / run.processes), run.micro_batch_size):
+        places = mine[start : start + run.micro_batch_size]
+        # Where one process has none left the others need its part of the generator all the same.
+        items = [val_set[Draw(0, place)] for place in places or [0]]
         batch = TokenBatch(*(torch.stack(field).to(run.device) for field in zip(*items)))
         with run.accelerator.autocast():
             logits = generator(batch.codes.masked_fill(batch.mask, generator.mask_token), batch.conditions)
-        loss = masked_token_loss(logits, batch.codes, batch.mask)
-        sums += torch.stack([loss, right_tokens(logits, batch), batch.mask.sum()])
+        if places:
+            loss = masked_token_loss(logits, batch.codes, batch.mask)
+            sums += torch.stack([loss, right_tokens(logits, batch), batch.mask.sum()])
     loss, right, masked = run.accelerator.reduce(sums).tolist()
     return {"val/loss": loss / masked, "val/accuracy": right / masked}
 
@@ -156,7 +191,8 @@ def write_samples(
 ) -> None:
     """Write a grid of images generated with the config's sampling, always from the same noise.
 
-    A conditional generator is told what the first validation frames have.
+    Every process generates, as each may have but a part of the generator. A conditional generator is told
+    what the first validation frames have.
     """
     conditions = val_set.conditions[np.arange(SAMPLE_IMAGES) % len(val_set)]
     codes = generator.generate(
@@ -165,8 +201,9 @@ def write_samples(
         seed=run.config.run.seed,
         **run.config.sampling.model_dump(),
     )
-    (run.folder / "samples").mkdir(exist_ok=True)
-    save_image(tokenizer.decode(codes), run.folder / "samples" / f"step_{step:08d}.png", nrow=4)
+    if run.is_main:
+        (run.folder / "samples").mkdir(exist_ok=True)
+        save_image(tokenizer.decode(codes), run.folder / "samples" / f"step_{step:08d}.png", nrow=4)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Train a tokenizer on frames: accelerate launch train_tokenizer.py --config configs/mae_64.yaml"""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,8 +17,8 @@ from data.frames import (
     FrameDataset,
     ImageBatch,
     collate_images,
+    content_fingerprint,
     evaluation_loader,
-    frames_fingerprint,
     leave_signals_to_parent,
     list_frames,
 )
@@ -39,6 +40,7 @@ from training.analysis import ANALYSIS_FRAMES, CodebookAnalysis, is_log_spaced
 from training.config import TokenizerConfig, parse_arguments
 from training.model_sections import TiTokSection, VQGANSection
 from training.optimizer import build_optimizer, frozen
+from training.parallel import accumulate
 from training.run import Run
 from training.sections import LossSection
 from training.speed import compile_network
@@ -49,12 +51,20 @@ SAMPLE_IMAGES = 8  # in a grid under samples/
 @command
 def main() -> None:
     config, arguments = parse_arguments(TokenizerConfig, __doc__)
-    run = Run(config, arguments.restart)
+    run = Run(config)
+    with run.open(arguments.restart):
+        train(run)
+
+
+def train(run: Run) -> None:
+    """All of a run, from its data to its last checkpoint."""
+    config = run.config
 
     train_frames = list_frames(config.data.frames, "train", **config.data.train.model_dump())
     val_frames = list_frames(config.data.frames, "val", **config.data.val.model_dump())
-    sampler = run.plan(len(train_frames), frames_fingerprint(train_frames))
     frames, size = Path(config.data.frames), config.model.image_size
+    content = content_fingerprint(frames / "train", train_frames, times=False)
+    sampler = run.plan(len(train_frames), content, train_frames)
     resize = config.data.resize
     train_set = FrameDataset(
         frames / "train",
@@ -68,6 +78,13 @@ def main() -> None:
     val_set = FrameDataset(frames / "val", val_frames, size, resize)
 
     networks = Networks(run)
+    run.fit(partial(try_step, run, networks))
+    losses = config.losses
+    if losses.entropy and losses.entropy_images and run.micro_batch_size % losses.entropy_images:
+        raise UserError(
+            f"losses.entropy_images {losses.entropy_images}: a device takes {run.micro_batch_size} "
+            "images at once, no multiple of it; set training.device_batch_size to one"
+        )
     batches = iter(training_loader(run, train_set, sampler))
     for step in run.steps():
         learning_rate = run.set_learning_rate(step)
@@ -80,7 +97,7 @@ def main() -> None:
         elif is_log_spaced(step):
             analyse(run, networks.ema.module, val_set, step)
         if checkpoint:
-            run.save(step, networks.ema.module)
+            run.save(step)
     run.finish()
 
 
@@ -125,12 +142,7 @@ class Networks:
         off = [name for name in ("lpips", "convnext", "adversarial", "entropy") if not getattr(losses, name)]
         if off:
             run.say(f"losses: off by config: {', '.join(off)}")
-        if losses.entropy and losses.entropy_images and run.micro_batch_size % losses.entropy_images:
-            raise UserError(
-                f"losses.entropy_images {losses.entropy_images}: a device takes {run.micro_batch_size} "
-                "images at once, no multiple of it; set training.device_batch_size to one"
-            )
-        if config.training.compile:
+        if run.compile:
             for network in self.perceptual.values():
                 compile_network(network)
         optimizers = [
@@ -143,7 +155,7 @@ class Networks:
             ),
         ]
         self.wrapped, self.wrapped_discriminator = run.prepare(
-            [self.tokenizer, self.discriminator],
+            {"model": self.tokenizer, "discriminator": self.discriminator},
             optimizers,
             {"ema": self.ema.module, "lecam": self.lecam},
         )
@@ -159,7 +171,7 @@ def train_step(
     optimizer, discriminator_optimizer = run.optimizers
     adversarial = losses.adversarial > 0 and step > losses.adversarial_start
     real_logits, fake_logits = [], []
-    for batch in run.accumulate(micro_batches, wrapped, wrapped_discriminator):
+    for batch in accumulate(micro_batches, wrapped, wrapped_discriminator):
         images = run.images_of(batch, frames, "train")
         with run.accelerator.autocast():
             output = wrapped(images, losses.entropy > 0, losses.entropy_images)
@@ -187,7 +199,7 @@ def train_step(
                     run.add(adversarial_weight=weight)
                 gradient = gradient + weight * pull
                 loss = loss + weight * terms["adversarial"]
-        run.accelerator.backward(((output.images * gradient).sum() + of_tokens) / run.accumulation)
+        (((output.images * gradient).sum() + of_tokens) / run.accumulation).backward()
         run.add(loss=loss.detach() + of_tokens, **terms)
 
         if adversarial:
@@ -197,7 +209,7 @@ def train_step(
                 discriminator_loss = hinge_discriminator_loss(real, fake)
                 penalty = networks.lecam.penalty(real, fake)
             total = discriminator_loss + losses.lecam * penalty
-            run.accelerator.backward(total / run.accumulation)
+            (total / run.accumulation).backward()
             run.add(discriminator=discriminator_loss, lecam=penalty)
             real_logits.append(real.detach().float().mean())
             fake_logits.append(fake.detach().float().mean())
@@ -210,6 +222,14 @@ def train_step(
         run.add(discriminator_gradient_norm=run.clip_and_step(discriminator, discriminator_optimizer))
         networks.lecam.update(*run.means_over_processes(real_logits, fake_logits))
     networks.ema.update(tokenizer, step)
+
+
+def try_step(run: Run, networks: Networks) -> None:
+    """A step of noise with all of its losses, to see whether it fits into memory."""
+    size = run.config.model.image_size
+    images = torch.randint(256, (run.micro_batch_size, 3, size, size), dtype=torch.uint8)
+    batch = ImageBatch(images, torch.zeros(len(images), dtype=torch.int64), {})
+    train_step(run, networks, [batch] * run.accumulation, [], run.config.losses.adversarial_start + 1)
 
 
 def load_start(run: Run, tokenizer: Tokenizer, model: TiTokSection | VQGANSection) -> list[nn.Parameter]:

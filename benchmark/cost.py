@@ -4,15 +4,14 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmark.made import changed, for_speed
-from benchmark.steps import (
+from benchmark.counting import (
     count_generator,
     count_generator_memory,
     count_tokenizer,
     count_tokenizer_memory,
-    quiet,
-    tokenizer_beside,
 )
+from benchmark.made import changed, for_speed
+from benchmark.steps import quiet, tokenizer_beside
 from errors import UserError
 from training.config import GeneratorConfig, TokenizerConfig, load_config
 from training.run import Run

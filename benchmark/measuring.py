@@ -2,15 +2,13 @@
 
 import ctypes
 import gc
-import math
 import operator
 import os
 import platform
 import resource
 import statistics
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from itertools import cycle
@@ -18,13 +16,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own notes would stand in the table
+from benchmark.shares import shares
 
 # (m, k, n) of the products (m, k) @ (k, n), the fastest of which is the device's rate: square ones, and those
 # of a ViT-B's MLP on 128 or 4 images of 321 tokens.
@@ -32,15 +26,9 @@ MATRICES = {
     "cuda": ((8192, 8192, 8192), (16384, 4096, 4096), (41088, 768, 3072), (41088, 3072, 768)),
     "cpu": ((2048, 2048, 2048), (1284, 768, 3072), (1284, 3072, 768)),
 }
+WARMUP = {"cuda": 2, "cpu": 1}
 AROUND = 3  # of each of MATRICES before a repeat, and after it
 WITHIN = 0.2  # seconds of a repeat for one of MATRICES within it
-# What operations are of, by parts of their names; attention first, which has names of both others.
-KINDS = {
-    "attention": ("attention",),
-    "matrix products": ("mm", "linear"),
-    "convolutions": ("conv",),
-}
-NAMED = 3  # operations of no kind that are named, those that take longest
 
 
 class Bench:
@@ -50,7 +38,9 @@ class Bench:
         self.device = device
         self.repeats = repeats
         self.rows: list[dict] = []
-        self._made: dict[str, dict[Callable[[], object], int]] = {}  # MATRICES as products, by precision
+        self._precision: str | None = None  # of MATRICES as they are made now
+        self._made: dict[Callable[[], object], int] = {}  # as products, with their FLOPs
+        self._matrices: list[Tensor] = []
 
     def add(
         self,
@@ -59,27 +49,30 @@ class Bench:
         images: int | None = None,
         flops_per_image: int | None = None,
         precision: str = "float32",
-        warmup: int = 2,
+        warmup: int | None = None,
+        once: bool = False,
         child: bool = False,
     ) -> dict:
         """Time `work`, which takes `images` images, print its line, and return it.
 
         MFU is the median of the repeats' own, each by the device's rate of matrix products beside it, so that
-        it follows a machine whose speed drifts. child: the work is another process's, whose memory is known
-        on a CPU only.
+        it follows a machine whose speed drifts. warmup: how often the work is done before; by default once,
+        and twice on a GPU, where the second time may still compile. once: it is done just once, what it needs
+        to start with counting too. child: it is another process's, whose memory is known on a CPU only.
         """
         self._release_memory()
-        for _ in range(warmup):
+        warmup = WARMUP[self.device.type] if warmup is None else warmup
+        for _ in range(0 if once else warmup):
             work()
-        self._reset_peak_memory()
-        times, rates = [], []
-        for _ in range(self.repeats):
+        times, rates, peaks = [], [], []
+        for _ in range(1 if once else self.repeats):
             if flops_per_image:
-                time_taken, rate = self.beside_products(work, precision)
+                time_taken, rate, peak = self.beside_products(work, precision)
                 rates.append(rate)
             else:
-                time_taken = self.seconds(work)
+                time_taken, peak = self.seconds_and_peak(work)
             times.append(time_taken)
+            peaks.append(peak)
         seconds = statistics.median(times)
         row = {
             "part": part,
@@ -87,7 +80,7 @@ class Bench:
             "images": images,
             "seconds": seconds,
             "images_per_second": images and images / seconds,
-            "peak_memory_gb": self._peak_memory(child),
+            "peak_memory_gb": self._child_memory() if child else max(peaks),
             "flops_per_image": flops_per_image,
             "matrix_flops": None,  # a second
             "mfu": None,
@@ -98,7 +91,7 @@ class Bench:
             # FLOPs that the device could have done in each repeat's time
             possible = statistics.median(map(operator.mul, times, rates))
             row["mfu"] = images * flops_per_image / possible
-            row["shares"] = None if child else self._shares(work)
+            row["shares"] = None if once else shares(self.device, self.seconds, work)
         self.rows.append(row)
         print(format_row(row), flush=True)
         return row
@@ -111,8 +104,15 @@ class Bench:
         self._wait()
         return time.perf_counter() - start
 
-    def beside_products(self, work: Callable[[], object], precision: str) -> tuple[float, float]:
-        """How long the work takes, in seconds, and the rate of matrix products beside it, in FLOP/s.
+    def seconds_and_peak(self, work: Callable[[], object]) -> tuple[float, float]:
+        """How long the work takes, and the most memory meanwhile, in GB, without the matrices of the rate."""
+        self._reset_peak_memory()
+        seconds = self.seconds(work)
+        of_rate = sum(matrix.nbytes for matrix in self._matrices)
+        return seconds, (self._peak_memory() - of_rate) / 1e9
+
+    def beside_products(self, work: Callable[[], object], precision: str) -> tuple[float, float, float]:
+        """How long the work takes, the rate of matrix products beside it, in FLOP/s, and the peak of memory.
 
         The rate is that of the fastest of MATRICES by the mean of several before and after the work, and on a
         CPU, which other processes or machines may share, within it: what slows the device down for a moment
@@ -131,21 +131,26 @@ class Bench:
             timed_product()
         within = ProductsWithin(timed_product)
         with within if self.device.type == "cpu" else nullcontext():
-            seconds = self.seconds(work) - within.seconds
+            seconds, peak = self.seconds_and_peak(work)
         for _ in range(AROUND * len(times)):
             timed_product()
-        return seconds, max(flops[product] / statistics.fmean(taken) for product, taken in times.items())
+        rate = max(flops[product] / statistics.fmean(taken) for product, taken in times.items())
+        return seconds - within.seconds, rate, peak
 
     def _products(self, precision: str) -> dict[Callable[[], object], int]:
-        """MATRICES as products to run, with the FLOPs of each."""
-        if precision not in self._made:
-            self._made[precision] = made = {}
+        """MATRICES as products to run, with the FLOPs of each. Those of another precision are let go."""
+        if precision != self._precision:
+            self._precision, self._made, self._matrices = precision, {}, []
             for m, k, n in MATRICES[self.device.type]:
                 options = {"device": self.device, "dtype": getattr(torch, precision)}
-                product = partial(torch.matmul, torch.randn(m, k, **options), torch.randn(k, n, **options))
+                one, other = torch.randn(m, k, **options), torch.randn(k, n, **options)
+                # With a place for the result, or each product would add its own to the peak of the work.
+                result = torch.empty(m, n, **options)
+                product = partial(torch.matmul, one, other, out=result)
                 product()  # the first takes longer
-                made[product] = 2 * m * k * n
-        return self._made[precision]
+                self._made[product] = 2 * m * k * n
+                self._matrices += [one, other, result]
+        return self._made
 
     def result(self) -> dict:
         """All that was measured, and on what."""
@@ -176,76 +181,18 @@ class Bench:
         else:
             Path("/proc/self/clear_refs").write_text("5")  # resets the peak of the resident set
 
-    def _peak_memory(self, child: bool) -> float | None:
-        """GB: what was allocated on the device, or on a CPU the process's resident set."""
+    def _peak_memory(self) -> int:
+        """Bytes: what was allocated on the device, or on a CPU the process's resident set."""
         if self.device.type == "cuda":
-            return None if child else torch.cuda.max_memory_allocated() / 1e9
-        if child:
-            return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
+            return torch.cuda.max_memory_allocated()
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return int(status["VmHWM"].split()[0]) * 1024 / 1e9
+        return int(status["VmHWM"].split()[0]) * 1024
 
-    def _shares(self, work: Callable[[], object]) -> dict[str, float]:
-        """The shares of the time that KINDS, the longest other operations, the rest and gaps take.
-
-        In a gap the GPU has nothing to do; on a CPU, no operation is under way.
-        """
-        on_gpu = self.device.type == "cuda"
-        activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
-        with profile(activities=activities) as profiler:
-            profiled = self.seconds(work) * 1e6  # microseconds, as all below
-        operations = Counter()
-        for event in profiler.key_averages():
-            if event.device_type == DeviceType.CPU:
-                name = event.key.removeprefix("aten::").strip("_")
-                operations[name] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        if on_gpu:
-            # Kernels take as long as without the profiler; what is between them doesn't.
-            whole, busy = self.seconds(work) * 1e6, _busy(profiler)
-        else:
-            whole, busy = profiled, sum(operations.values())
-        times = dict.fromkeys(KINDS, 0.0)
-        for name in list(operations):
-            kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), None)
-            if kind:
-                times[kind] += operations.pop(name)
-        times |= dict(operations.most_common(NAMED))
-        times["rest"] = max(0.0, busy - sum(times.values()))
-        times["gaps"] = max(0.0, whole - busy)
-        return {name: value / whole for name, value in times.items() if value > 0}
-
-
-def _busy(profiler: profile) -> float:
-    """Microseconds in which the GPU has something to do."""
-    on_device = [
-        (event.time_range.start, event.time_range.end)
-        for event in profiler.events()
-        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
-    ]
-    busy, until = 0.0, -math.inf
-    for start, end in sorted(on_device):
-        busy += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return busy
-
-
-def count_flops(work: Callable[[], object]) -> int:
-    """FLOPs of the matrix products and convolutions in `work`, a multiplication and an addition being two.
-
-    Attention is done as the products that it is made of: fused kernels repeat some of them, and some aren't
-    counted.
-    """
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = AllAsOne()
-    with counter, sdpa_kernel(SDPBackend.MATH):
-        work()
-    return counter.get_total_flops()
-
-
-class AllAsOne(nullcontext):
-    """Stands for torch's tracker of modules, whose hooks don't bear torch.autograd.grad."""
-
-    parents = frozenset({"Global"})
+    def _child_memory(self) -> float | None:
+        """GB: the largest resident set of a process that has ended, if it had no GPU."""
+        if self.device.type == "cuda":
+            return None
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
 
 
 class ProductsWithin(saved_tensors_hooks):
@@ -265,44 +212,6 @@ class ProductsWithin(saved_tensors_hooks):
             self.seconds += self._timed_product()
             self._last = time.perf_counter()
         return tensor.detach()  # or a tensor that its own graph keeps would keep its graph
-
-
-class KeptForGradient(saved_tensors_hooks):
-    """Inside, `peak` becomes the most bytes that autograd keeps at one time, each storage counted once.
-
-    but: tensors that are there anyhow, weights say, as they are under the fake mode where there is one.
-    """
-
-    def __init__(self, but: Iterable[Tensor]):
-        self.now = self.peak = 0
-        self._but = list(but)  # held, or another tensor could come to lie where one of them was
-        self._held = Counter(tensor.untyped_storage()._cdata for tensor in self._but)
-        super().__init__(partial(_Kept, self), lambda kept: kept.tensor)
-
-    def keep(self, storage: torch.UntypedStorage) -> None:
-        """Count a storage, unless it is being kept."""
-        self._held[storage._cdata] += 1
-        if self._held[storage._cdata] == 1:
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-
-    def let_go(self, storage: torch.UntypedStorage) -> None:
-        """Take back one `keep`."""
-        self._held[storage._cdata] -= 1
-        if self._held[storage._cdata] == 0:
-            self.now -= storage.nbytes()
-
-
-class _Kept:
-    """A tensor that autograd keeps for as long as this object lives."""
-
-    def __init__(self, counter: KeptForGradient, tensor: Tensor):
-        self.counter = counter
-        self.tensor = tensor.detach()  # or a tensor that its own graph keeps would keep its graph
-        counter.keep(tensor.untyped_storage())
-
-    def __del__(self):
-        self.counter.let_go(self.tensor.untyped_storage())
 
 
 def format_row(row: dict) -> str:

@@ -32,12 +32,15 @@ def read_labels(path: str | Path) -> dict[str, dict[str, str | None]]:
             entries = json.loads(file.read_bytes())
             for entry in entries:
                 attributes = entry.get("attributes") or {}
-                labels[video_name(entry["name"])] = {key: attributes.get(key) for key in ATTRIBUTES}
+                values = {key: attributes.get(key) for key in ATTRIBUTES}
+                if not all(value is None or value.isprintable() for value in values.values()):
+                    raise TypeError("an attribute is a word or two")
+                labels[video_name(entry["name"])] = values
         except OSError as error:
             raise UserError(f"{file}: {error.strerror}") from error
         except ValueError as error:
             raise UserError(f"{file}: not JSON ({error})") from error
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{file}: not BDD100K labels (a list of named images with attributes)") from error
     return labels
 

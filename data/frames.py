@@ -4,6 +4,7 @@ import hashlib
 import json
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.bdd100k import ATTRIBUTES
+from data.pictures import read_picture
 from errors import UserError
 
 SUBSET_SALT = b"driving-tokens/subset"
@@ -47,12 +49,14 @@ def list_frames(
         raise UserError(f"{metadata}: no frames there; make them with extract_frames.py --out {frames}")
     wanted = {"timeofday": timeofday, "weather": weather, "scene": scene}
     chosen, number = [], 0
-    with metadata.open() as file:
+    with metadata.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 record = json.loads(line)
                 frame = Frame(record["file_name"], **{name: record.get(name) for name in ATTRIBUTES})
-            except (ValueError, KeyError) as error:
+                words = [frame.file_name, *(value for value in frame[1:] if value is not None)]
+                "".join(words).encode()  # no halves of surrogate pairs
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise UserError(f"{metadata}: line {number} is not a frame's; extract again") from error
             if all(values is None or getattr(frame, name) in values for name, values in wanted.items()):
                 chosen.append(frame)
@@ -71,6 +75,24 @@ def list_frames(
 def frames_fingerprint(frames: list[Frame]) -> str:
     """SHA-256, in hex, of the frames' names in their order."""
     return hashlib.sha256("\n".join(frame.file_name for frame in frames).encode()).hexdigest()
+
+
+def content_fingerprint(folder: str | Path, frames: list[Frame], times: bool = True) -> str:
+    """SHA-256, in hex, of the frames' names, the sizes of their files in `folder`, and when these changed.
+
+    Names stay when frames are extracted anew. Without `times` it stays where files are only copied.
+    """
+
+    def stamp(frame: Frame) -> str:
+        try:
+            stat = (Path(folder) / frame.file_name).stat()
+        except OSError:  # not there, or for a moment not to be read
+            return f"{frame.file_name} -"
+        return f"{frame.file_name} {stat.st_size}" + (f" {stat.st_mtime_ns}" if times else "")
+
+    with ThreadPoolExecutor(32) as pool:  # a network disk answers many at a time
+        stamps = "\n".join(pool.map(stamp, frames, chunksize=256))
+    return hashlib.sha256(stamps.encode()).hexdigest()
 
 
 def cut_square(
@@ -132,20 +154,30 @@ class DrawSampler(Sampler[list[Draw]]):
         return len(self.steps) * (self.global_batch_size // (self.micro_batch_size * self.num_processes))
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        order, order_epoch = None, -1
+        self._order, self._order_epoch = None, -1
         together = self.micro_batch_size * self.num_processes
         for step in self.steps:
             for micro_batch in range(self.global_batch_size // together):
                 start = step * self.global_batch_size + micro_batch * together
                 start += self.process_index * self.micro_batch_size
-                draws = []
-                for position in range(start, start + self.micro_batch_size):
-                    epoch, place = divmod(position, self.length)
-                    if epoch != order_epoch:
-                        order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
-                        order_epoch = epoch
-                    draws.append(Draw(epoch, int(order[place])))
-                yield draws
+                yield self._draws(range(start, start + self.micro_batch_size))
+
+    def of_step(self, step: int) -> list[int]:
+        """The examples of a step, counted from 0, of all processes."""
+        self._order, self._order_epoch = None, -1
+        start = step * self.global_batch_size
+        return [draw.index for draw in self._draws(range(start, start + self.global_batch_size))]
+
+    def _draws(self, positions: range) -> list[Draw]:
+        """What is at those positions of the stream of examples."""
+        draws = []
+        for position in positions:
+            epoch, place = divmod(position, self.length)
+            if epoch != self._order_epoch:
+                self._order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+                self._order_epoch = epoch
+            draws.append(Draw(epoch, int(self._order[place])))
+        return draws
 
 
 class ImageBatch(NamedTuple):
@@ -206,9 +238,8 @@ class FrameDataset(Dataset):
 
     def _read(self, index: int, rng: np.random.Generator | None = None) -> Tensor:
         try:
-            with Image.open(self.folder / self.frames[index].file_name) as file:
-                picture = file.convert("RGB")
-        except (OSError, SyntaxError) as error:
+            picture = read_picture(self.folder / self.frames[index].file_name)
+        except UserError as error:  # that names the file: so do those who read this
             raise UserError("not readable as a picture") from error
         image = cut_square(picture, self.size, self.resize, rng if self.random_crop else None)
         if rng is not None and self.flip and rng.random() < 0.5:

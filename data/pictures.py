@@ -1,5 +1,6 @@
 """Still pictures as people have them: upright in RGB, or, where that needs nothing, their very files."""
 
+import io
 import os
 import warnings
 from contextlib import ExitStack
@@ -51,7 +52,9 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """An opened picture upright in mode RGB."""
+    """An opened picture upright in mode RGB. Raises UserError where its pixels tell no brightness."""
+    if picture.mode == "F":
+        raise UserError(f"{shown(picture.filename)}: of floating-point numbers; save it with 8 or 16 bits")
     turn = UPRIGHT.get(orientation(picture))
     if picture.mode.startswith("I"):  # 16-bit greys; Pillow would cut them off at 255
         grey = (np.asarray(picture).clip(0, 65535) / 257).round().astype(np.uint8)
@@ -85,22 +88,26 @@ def write_jpeg(picture: Image.Image, short_side: int, path: Path) -> tuple[int, 
     if as_it_is and short_side in (0, min(picture.size)):
         path.write_bytes(Path(picture.filename).read_bytes())
         return picture.size
-    if max(picture.size) * (short_side or min(picture.size)) > LONGEST_SIDE * min(picture.size):
-        width, height = picture.size
-        raise UserError(f"{shown(picture.filename)}: {width}×{height} gives too long a JPEG")
-    image = resize(to_rgb(picture), short_side)
-    image.save(path, format="JPEG", quality=QUALITY)
-    return image.size
+    return save_jpeg(to_rgb(picture), short_side, path, picture.filename)
 
 
-def resize(image: Image.Image, short_side: int) -> Image.Image:
-    """An image with another short side, in pixels; 0 leaves it as it is."""
-    if short_side in (0, min(image.size)):
-        return image
-    scale = short_side / min(image.size)
-    return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+def save_jpeg(image: Image.Image, short_side: int, path: Path, source: str | Path) -> tuple[int, int]:
+    """Write an RGB image as a JPEG with such a short side, 0 for its own, and return its width and height.
+
+    Raises UserError naming its source where a JPEG can't be so long.
+    """
+    scale = (short_side or min(image.size)) / min(image.size)
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    if max(size) > LONGEST_SIDE:
+        raise UserError(f"{shown(source)}: {image.width}×{image.height} gives too long a JPEG")
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()  # into a file of its own Pillow writes what fits on the disk, and says nothing
+    image.save(buffer, format="JPEG", quality=QUALITY)
+    path.write_bytes(buffer.getvalue())
+    return size
 
 
 def shown(path: str | Path) -> str:
     """A path, or a message with one, that prints as one line, whatever bytes its name has."""
-    return " ".join(os.fsencode(path).decode("utf-8", "replace").splitlines())
+    return " ".join(os.fsencode(path).decode("utf-8", "backslashreplace").splitlines())

@@ -52,7 +52,7 @@ def find_sources(args: argparse.Namespace) -> list[Source]:
     suffixes, kind = (CLIPS, "clips") if args.videos else (PICTURES, "pictures")
     if not root.is_dir():
         raise UserError(f"{shown(root)}: no such folder")
-    if args.images and root.resolve().is_relative_to(args.out.resolve()):
+    if args.images and root.resolve().is_relative_to(os.path.realpath(args.out)):
         raise UserError(f"--out {shown(args.out)}: the pictures themselves are in it; take another")
     folders = [split for split in SPLITS if (root / split).is_dir()]
     if args.val_fraction is None and not folders:
@@ -83,7 +83,7 @@ def files_under(root: Path, suffixes: tuple[str, ...], out: Path) -> list[Path]:
     for folder, names in walk(root, out):
         paths = (folder / name for name in sorted(names) if not name.startswith("."))
         paths = (path for path in paths if path.suffix.lower() in suffixes)
-        found += [path for path in paths if path.is_file() or not path.exists()]
+        found += [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
     return found
 
 
@@ -93,7 +93,7 @@ def walk(root: Path, out: Path) -> Iterator[tuple[Path, list[str]]]:
     Linked folders come last, so that none is seen by a link that is there itself; none is seen twice, and
     links to what the folder is in are not followed.
     """
-    seen = set(root.resolve().parents) | {out.resolve()} - {root.resolve()}
+    seen = set(root.resolve().parents) | {Path(os.path.realpath(out))} - {root.resolve()}
     tops = [root]
     while tops:
         links = []
@@ -126,9 +126,11 @@ def check_apart(by_split: dict[str, list[Path]]):
 
 def name_clips(paths: dict[Path, tuple[str, Path]]) -> list[Source]:
     """A source for each clip, by its split and the folder that was searched. Raises UserError on twins."""
-    by_name = {}
+    called, by_name = Counter(safe_name(path.stem) for path in paths), {}
     for path, (split, _) in paths.items():
         name, key = safe_name(path.stem), path.stem
+        if called[name] > 1:
+            name = safe_name(without_raw_bytes(key))
         other = by_name.setdefault(name, Source(split, name, key, key, [path])).paths[0]
         if other != path:
             raise UserError(f"{shown(path)}: named like {shown(other)}; rename one of them")
@@ -154,9 +156,7 @@ def name_pictures(paths: dict[Path, tuple[str, Path]]) -> list[Source]:
         name = video or path.stem
         if called[safe_name(path.stem)] > 1:
             below = path.relative_to(root)
-            name = f"{below.with_suffix('')}_{path.suffix[1:]}".replace(os.sep, "_")
-            # bytes that are no UTF-8 would all be the same
-            name = re.sub("[\udc80-\udcff]", lambda byte: f"_{ord(byte[0]) - 0xDC00:02x}", name)
+            name = without_raw_bytes(f"{below.with_suffix('')}_{path.suffix[1:]}".replace(os.sep, "_"))
         key, name = video or name, safe_name(name)
         # not across splits: the pictures of each may be numbered from 1
         other = taken.setdefault((split, name, still.frame), path)
@@ -165,6 +165,11 @@ def name_pictures(paths: dict[Path, tuple[str, Path]]) -> list[Source]:
         source = Source(split, name, video_name(path.name), key, [])
         sources.setdefault((split, name), source).paths.append(still)
     return list(sources.values())
+
+
+def without_raw_bytes(name: str) -> str:
+    """A name with each byte that is no UTF-8, which in a safe name would be like any other, as `_e9`."""
+    return re.sub("[\udc80-\udcff]", lambda byte: f"_{ord(byte[0]) - 0xDC00:02x}", name)
 
 
 def safe_name(name: str) -> str:
@@ -197,14 +202,14 @@ def name_hash(name: str | Path, salt: bytes = SALT) -> float:
 def choose_sources(sources: list[Source], labels: dict, args: argparse.Namespace) -> list[Source]:
     """What the filters, `--limit` and `--shard` leave, ordered by hash: a limit takes a sample."""
     kind = "clips" if args.videos else "pictures"
-    if labels:
+    if args.labels:
         print(f"{sum(each.label in labels for each in sources)} of {len(sources)} {kind} are labelled")
     for name in ATTRIBUTES:
         if (wanted := getattr(args, name)) is None:
             continue
         known = sorted({label[name] for label in labels.values()} - {None})
         if unknown := set(wanted) - set(known):
-            there = ", ".join(known) if labels else "nothing without --labels"
+            there = ", ".join(known) or ("nothing" if args.labels else "nothing without --labels")
             raise UserError(f"--{name} {','.join(sorted(unknown))}: there is {there}")
         sources = [each for each in sources if labels.get(each.label, {}).get(name) in wanted]
     if not sources:

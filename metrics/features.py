@@ -1,13 +1,16 @@
 """Features of many images: gathered batch by batch, kept in files, and read back."""
 
+import contextlib
 import hashlib
-import json
-import os
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from files import remove_leftovers, write_whole
 
 # Images to a file of generated ones' features: what an interruption can cost a process. Whoever does the
 # evaluation, files begin at the same images.
@@ -26,8 +29,9 @@ class FeatureSet:
 
     def update(self, images: Tensor) -> None:
         """Add images (B,3,H,W) in [0,1], on the extractors' device."""
-        for extractor in self.extractors:
-            self.parts[extractor.name].append(extractor(images).cpu())
+        with torch.autocast(images.device.type, enabled=False):  # in which precision the images were made
+            for extractor in self.extractors:
+                self.parts[extractor.name].append(extractor(images.float()).cpu())
 
     def features(self) -> dict[str, Tensor]:
         """float32 (n, dim) by the extractors' names, in the order of the updates."""
@@ -35,26 +39,23 @@ class FeatureSet:
 
 
 class FeatureCache:
-    """Features of real images in files, one for each list of frames, image size and extractor.
+    """Features of real images in files, one for each content and extractor.
 
-    frames: their file names, in `folder`; size, resize: how they are cut to the image. The files lie in
-    `folders`' first, or in its second where the first can't be written.
+    content: says which images they are, as they are now. The files lie in `folders`' first, or in its second
+    where the first can't be written.
     """
 
-    def __init__(self, folder: Path, frames: list[str], size: int, resize: str, folders: tuple[Path, Path]):
+    def __init__(self, content: str, folders: tuple[Path, Path]):
+        self.content = content
         self.folders = folders
-        # A name stays when a frame is extracted anew, at another size say; its bytes are then others.
-        paths = ((name, folder / name) for name in frames)
-        lengths = [(name, path.stat().st_size if path.exists() else None) for name, path in paths]
-        cut = [size] if resize == "short_side" else [size, resize]  # as it was before there was another
-        self.content = json.dumps([folder.name, *cut, lengths])
 
     def load(self, extractor: str) -> Tensor | None:
         """float32 (n, dim) of the frames that can be read, in their order; None where they aren't kept."""
         for folder in self.folders:
             path = folder / self._name(extractor)
             if path.is_file():
-                return load_features(path)[extractor]
+                with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):  # damaged
+                    return load_features(path)[extractor]
         return None
 
     def save(self, extractor: str, features: Tensor) -> None:
@@ -72,10 +73,11 @@ class FeatureCache:
 def save_features(path: Path, features: dict[str, Tensor]) -> None:
     """Write arrays by name to an .npz file, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        np.savez(file, **{name: array.numpy() for name, array in features.items()})
-    os.replace(part, path)
+    remove_leftovers(path.parent)
+    buffer = io.BytesIO()  # into a file of its own numpy writes what fits on the disk, and says nothing
+    np.savez(buffer, **{name: array.numpy() for name, array in features.items()})
+    with write_whole(path) as part:
+        part.write_bytes(buffer.getvalue())
 
 
 def load_features(path: Path) -> dict[str, Tensor]:

@@ -51,7 +51,8 @@ class MeanSimilarity:
 
     def update(self, images: Tensor, targets: Tensor) -> None:
         """Add images (B,3,H,W), on the state's device."""
-        self.sum += self.function(images, targets).double().sum()
+        with torch.autocast(images.device.type, enabled=False):  # in which precision the images were made
+            self.sum += self.function(images.float(), targets.float()).double().sum()
         self.count += len(images)
 
     @property

@@ -216,6 +216,6 @@ class MaskGIT(nn.Module):
 def masked_token_loss(logits: Tensor, codes: Tensor, weights: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy in nats summed over positions: logits (B, K, V), codes (B, K), weights (B, K)."""
     each = F.cross_entropy(
-        logits.float().transpose(1, 2), codes, label_smoothing=label_smoothing, reduction="none"
+        logits.float().flatten(0, 1), codes.flatten(), label_smoothing=label_smoothing, reduction="none"
     )
-    return (each * weights).sum()
+    return (each * weights.flatten()).sum()

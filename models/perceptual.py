@@ -1,7 +1,6 @@
 """Perceptual losses: how differently a frozen, published network sees two images."""
 
 import textwrap
-from collections.abc import Iterator
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,20 +48,16 @@ class LPIPS(nn.Module):
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Distances (B,) of images to targets (B,3,H,W) in [0,1]; gradients reach images only."""
-        with torch.no_grad():
-            references = list(self._features(targets))
+        x, y = ((each.float() * 2 - 1 - self.shift) / self.scale for each in (images, targets))
         distances = 0
-        for feature, reference, head in zip(self._features(images), references, self.heads):
+        for layers, head in zip(self.slices, self.heads):
+            x = layers(x)
+            with torch.no_grad():  # slice by slice, so that one slice's features are there at a time
+                y = layers(y)
+            feature, reference = (F.normalize(each.float(), dim=1, eps=1e-10) for each in (x, y))
             squares = reduce((feature - reference).square(), "b c h w -> b c", "mean")
             distances = distances + (squares * head).sum(dim=1)  # no matmul: autocast would round it
         return distances
-
-    def _features(self, images: Tensor) -> Iterator[Tensor]:
-        """Each slice's features (B,C,h,w), of unit length along the channels, in float32."""
-        x = (images.float() * 2 - 1 - self.shift) / self.scale
-        for layers in self.slices:
-            x = layers(x)
-            yield F.normalize(x.float(), dim=1, eps=1e-10)
 
 
 class ConvNeXtLogits(nn.Module):
@@ -96,10 +91,24 @@ class ConvNeXtLogits(nn.Module):
         return (self._logits(images) - references).square().mean(dim=1)
 
     def _logits(self, images: Tensor) -> Tensor:
-        x = F.interpolate(
-            images.float(), size=(224, 224), mode="bilinear", align_corners=False, antialias=True
-        )
+        x = resize(images.float(), 224)
         return self.network((x - self.mean) / self.std).float()
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Images (B,3,H,W) to (B,3,size,size), bilinear with antialiasing, as torch's `interpolate`.
+
+    As two products of matrices: the gradient of torch's own adds up in any order on a GPU.
+    """
+    rows, columns = (_resizing(length, size, images.device) for length in images.shape[-2:])
+    with torch.autocast(images.device.type, enabled=False):  # pixels are not to be rounded
+        return rows @ images @ columns.T
+
+
+def _resizing(length: int, size: int, device: torch.device) -> Tensor:
+    """The matrix (size, length) that resizes a signal."""
+    identity = torch.eye(length, device=device)[None, None]  # each row a signal, of one pixel
+    return F.interpolate(identity, size=(length, size), mode="bilinear", antialias=True)[0, 0].T
 
 
 def load_published(

@@ -1,7 +1,7 @@
 """Clips for tests, whose every frame shows its own number, and an independent way to decode them."""
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -46,13 +46,26 @@ def write_clip(
     container_options: dict | None = None,
     milliseconds: Sequence[int] | None = None,
     audio_seconds: float = 0,
+    pixel_ratio: Fraction | None = None,
+    preview: Sequence[np.ndarray] = (),
 ) -> Path:
-    """Write `frames` (drawn ones for a number) at 30 a second, or each at its time in `milliseconds`."""
+    """Write `frames` (drawn ones for a number) at 30 a second, or each at its time in `milliseconds`.
+
+    A `preview` becomes a video stream of its own, before that of the frames.
+    """
     images = [draw(i) for i in range(frames)] if isinstance(frames, int) else list(frames)
     with av.open(path, "w", options=container_options or {}) as container:
+        if preview:
+            first = container.add_stream("mjpeg", rate=1)
+            first.height, first.width = preview[0].shape[:2]
+            first.pix_fmt = "yuvj420p"
         video = container.add_stream(codec, rate=30, options=codec_options)
         video.height, video.width = images[0].shape[:2]
         video.pix_fmt = "yuv420p"
+        if pixel_ratio:
+            video.codec_context.sample_aspect_ratio = pixel_ratio
+        for image in preview:
+            container.mux(first.encode(av.VideoFrame.from_ndarray(image)))
         if milliseconds:
             video.codec_context.time_base = Fraction(1, 1000)
         audio = container.add_stream("aac", rate=16000, layout="mono") if audio_seconds else None
@@ -106,17 +119,45 @@ def trim(path: Path, first: int, milliseconds: int):
     path.write_bytes(content)
 
 
-def behead(path: Path, packets: int) -> Path:
-    """A copy of a Matroska file that lacks its first packets, as if cut out of a longer recording."""
-    out = path.with_name(f"from-{packets}-{path.name}")
+def remux(path: Path, change: Callable[[int, av.Packet], av.Packet | None], suffix: str = "") -> Path:
+    """A copy of a clip with what `change` makes of each numbered packet, without those it makes None of."""
+    out = path.with_name(f"remuxed-{path.name}").with_suffix(suffix or path.suffix)
     with av.open(path) as source, av.open(out, "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         for i, packet in enumerate(source.demux(video=0)):
-            if i >= packets and packet.size:
+            if packet.size and (packet := change(i, packet)):
                 packet.stream = stream
-                packet.dts = i
                 target.mux(packet)
     return out
+
+
+def behead(path: Path, packets: int) -> Path:
+    """A copy of a Matroska file that lacks its first packets, as if cut out of a longer recording."""
+
+    def change(i, packet):
+        packet.dts = i
+        return packet if i >= packets else None
+
+    return remux(path, change)
+
+
+def hide(path: Path, every: int) -> Path:
+    """A copy of a VP8 clip whose every so-manieth frame is decoded, but not shown, as libvpx has some."""
+
+    def change(i, packet):
+        if i % every != every - 1:
+            return packet
+        hidden = av.Packet(bytes([bytes(packet)[0] & ~0x10]) + bytes(packet)[1:])
+        hidden.pts, hidden.dts, hidden.time_base = packet.pts, packet.dts, packet.time_base
+        return hidden
+
+    return remux(path, change)
+
+
+def all_key(path: Path) -> Path:
+    """Take an MP4 or MOV file's table of key frames away: then all count as such."""
+    path.write_bytes(path.read_bytes().replace(b"stss", b"free"))
+    return path
 
 
 def decode_all(path: Path) -> list[np.ndarray]:

@@ -68,32 +68,47 @@ def frames(tmp_path_factory) -> Path:
     return make_frames(tmp_path_factory.mktemp("frames"), train=20, val=7)
 
 
-# One thread a process, no GPU, nothing from the Hub: for the tests and the commands they start.
-os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+# One thread a process, nothing from the Hub: for the tests and the commands they start.
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 os.environ["PYTHONWARNINGS"] = "ignore"
 torch.set_num_threads(1)
 
 
-def command(script: str, *arguments: object, processes: int = 1) -> list[str]:
-    """The command line of a script, under accelerate launch where there are several processes."""
+def pytest_configure(config):
+    """Tests have no GPU, but with `-m cuda` those of it."""
+    if config.option.markexpr != "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def command(script: str, *arguments: object, processes: int = 1, launched: bool = False) -> list[str]:
+    """The command line of a script, under torch's launcher where there are several processes.
+
+    accelerate's starts one, whatever it is told, where there are no GPUs.
+    """
     launcher = []
-    if processes > 1:
-        launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    if processes > 1 or launched:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        launcher += ["--", str(ROOT / "tests" / "counted.py")]  # or its --run would be torch's
     return [sys.executable, *launcher, script, *map(str, arguments)]
 
 
 def run_script(
-    script: str, *arguments: object, processes: int = 1, fails: bool = False, **variables: str
+    script: str,
+    *arguments: object,
+    processes: int = 1,
+    launched: bool = False,
+    fails: bool = False,
+    **variables: str,
 ) -> str:
     """Run a script to its end as a user would, and return what it printed on stdout and stderr.
 
     It has to exit with 0, or, if it `fails`, otherwise and without a traceback. With several processes it is
-    launched; with one it runs here, which saves the seconds that importing torch takes each time.
+    launched, on CPUs; with one it runs here, which saves the seconds that importing torch takes each time,
+    or is `launched` on a GPU.
     """
-    if processes > 1:
+    if processes > 1 or launched:
         done = subprocess.run(
-            command(script, *arguments, processes=processes),
+            command(script, *arguments, processes=processes, launched=launched),
             cwd=ROOT,
             env=os.environ | variables,
             stdout=subprocess.PIPE,
@@ -102,6 +117,7 @@ def run_script(
             timeout=300,
         )
         output, status = done.stdout, done.returncode
+        assert fails or output.count(f"one of {processes} processes\n") == processes, output
     else:
         output, status = _run_here(script, [str(argument) for argument in arguments], variables)
     assert (status != 0) == fails, output

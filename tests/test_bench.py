@@ -1,26 +1,18 @@
-"""bench.py: its figures, against FLOPs and hours worked out by hand; and what launches training elsewhere."""
+"""bench.py: its figures, against FLOPs and hours worked out by hand."""
 
+import argparse
 import json
-import os
-import re
-import subprocess
 
 import pytest
 import torch
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils import (
-    DeepSpeedPlugin,
-    FullyShardedDataParallelPlugin,
-    prepare_deepspeed_cmd_env,
-    prepare_multi_gpu_env,
-)
 
+import bench
 from benchmark import measuring
+from benchmark.counting import KeptForGradient, count_tokenizer_memory
 from benchmark.made import for_speed
-from benchmark.measuring import KeptForGradient, ProductsWithin
-from benchmark.steps import count_tokenizer_memory
+from benchmark.steps import tokenizer_beside
 from tests.conftest import ROOT, run_script
-from training.config import TokenizerConfig, load_config
+from training.config import GeneratorConfig, TokenizerConfig, load_config
 from training.run import Run
 
 TOKENIZER = """
@@ -36,6 +28,14 @@ discriminator: {channels: 16, layers: 2}
 losses: {convnext: 0, adversarial_start: 10}
 training: {epochs: 3, global_batch_size: 8}
 """
+VQGAN = """
+data: {frames: nowhere, workers: 0, train: {count: 100}}
+model:
+  {kind: vqgan, image_size: 32, channels: 32, multipliers: [1, 1], blocks: 1, quantizer: {codebook_size: 64}}
+discriminator: {channels: 16, layers: 2}
+losses: {lpips: 0, convnext: 0}
+training: {epochs: 3, global_batch_size: 8}
+"""
 GENERATOR = """
 tokenizer: runs/tiny
 data: {frames: nowhere, workers: 0, train: {count: 100}}
@@ -46,13 +46,20 @@ training: {epochs: 0.5, global_batch_size: 10}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Configs of a tiny tokenizer and its generator, and all.json: what `bench.py all` measures of them."""
+    """Configs of tiny networks, and what `bench.py all` measures of them: all.json, all.md and all.txt.
+
+    The rate is that of small products, which takes less time and changes nothing else.
+    """
     folder = tmp_path_factory.mktemp("bench")
-    (folder / "tiny.yaml").write_text(TOKENIZER)
-    (folder / "tiny_generator.yaml").write_text(GENERATOR)
-    configs = ["--config", folder / "tiny.yaml", "--generator-config", folder / "tiny_generator.yaml"]
-    sizes = ["--repeats", 1, "--images", 4, "--batch-size", 2, "--inference-batch-size", 2, "--seconds", 2]
-    run_script("bench.py", "all", *configs, *sizes, "--json", folder / "all.json")
+    for name, config in (("tiny", TOKENIZER), ("tiny_vqgan", VQGAN), ("tiny_generator", GENERATOR)):
+        (folder / f"{name}.yaml").write_text(config)
+    options = ["--config", folder / "tiny.yaml", "--generator-config", folder / "tiny_generator.yaml"]
+    options += ["--vqgan-config", folder / "tiny_vqgan.yaml"]
+    options += ["--repeats", 1, "--images", 4, "--batch-size", 2, "--inference-batch-size", 2, "--seconds", 2]
+    options += ["--json", folder / "all.json", "--markdown", folder / "all.md"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(measuring.MATRICES, "cpu", ((256, 256, 256), (128, 64, 256)))
+        (folder / "all.txt").write_text(run_script("bench.py", "all", *options))
     return folder
 
 
@@ -114,7 +121,8 @@ def test_flops_of_a_tokenizers_step_are_the_formulas(measured):
     name += ", adversarial"
     total = STEP + entropy + 3 * vgg + 2 * patchgan + 2 * (3 * patchgan - first)
     assert flops(measured, "tokenizer", name) == total
-    assert flops(measured, "loading", "training step on images in memory") == total
+    # Loading is into steps without the slow losses.
+    assert flops(measured, "loading", "training step on images in memory") == STEP + entropy
 
 
 def test_flops_of_a_generator_are_the_formulas(measured):
@@ -126,7 +134,7 @@ def test_flops_of_a_generator_are_the_formulas(measured):
 
 
 def test_every_row_has_every_figure(measured):
-    assert set(measured) == {"extract", "tokenizer", "generator", "loading", "rfid"}
+    assert set(measured) == {"extract", "tokenizer", "vqgan", "generator", "loading", "rfid"}
     for result in measured.values():
         assert result["device"] and result["torch"]
         for row in result["rows"]:
@@ -150,10 +158,16 @@ def test_every_row_has_every_figure(measured):
         "JPEGs, 0 workers: alone",
         "training step on images in memory",
         "JPEGs, 0 workers: training step",
-        "JPEGs, 0 workers: pre-tokenization",
+        "JPEGs, 0 workers: pre-tokenization, once",
     ]
     assert 0 < measured["loading"]["rows"][2]["busy"] <= 1
-    assert [row["part"] for row in measured["rfid"]["rows"]] == ["rFID from start to end"]
+    assert [row["part"] for row in measured["rfid"]["rows"]] == [
+        "Inception features",
+        "rFID from start to end, once",
+    ]
+    inception, rfid = (row["flops_per_image"] for row in measured["rfid"]["rows"])
+    coding = flops(measured, "tokenizer", "encode") + flops(measured, "tokenizer", "decode")
+    assert rfid == coding + 2 * inception
 
 
 def test_shares_are_of_all_the_time(measured):
@@ -162,11 +176,16 @@ def test_shares_are_of_all_the_time(measured):
     for part, shares in rows.items():
         if shares is not None:
             assert sum(shares.values()) == pytest.approx(1, abs=0.02), part
-            assert shares["matrix products"] > 0 and shares["attention"] > 0, part
+            if not part.startswith(("VQGAN", "Inception")):
+                assert shares["matrix products"] > 0 and shares["attention"] > 0, part
+            assert "fused" not in shares, part  # nothing is compiled
     assert rows["encode"]["convolutions"] > 0  # the patches' embedding
     assert "convolutions" not in rows["generation in 8 steps"]
     assert rows["training step: reconstruction, quantization, entropy, lpips"]["convolutions"] > 0.1
-    assert rows["rFID from start to end"] is None and rows["two frames"] is None  # no work of this process
+    assert rows["VQGAN: training step with all losses"]["convolutions"] > 0.1
+    assert (
+        rows["rFID from start to end, once"] is None and rows["two frames"] is None
+    )  # no work of this process
 
 
 def test_the_parts_of_a_step_add_up(measured):
@@ -176,48 +195,35 @@ def test_the_parts_of_a_step_add_up(measured):
     assert sum(parts.values()) == pytest.approx(whole["seconds"])
 
 
-def test_products_within_leave_the_work_as_it_is(monkeypatch):
-    """They run in the forward and in the backward pass, and the gradients stay."""
-    monkeypatch.setattr(measuring, "WITHIN", -1.0)  # wherever it can be
-    torch.manual_seed(0)
-    layer, inputs = torch.nn.Linear(5, 5), torch.rand(3, 5)
+def test_all_is_counted_before_anything_is_measured(tmp_path, monkeypatch):
+    done = []
 
-    def gradients():
-        outputs = layer(inputs).exp().sigmoid()
-        runs.append(within.seconds)
-        return torch.autograd.grad(outputs.sum(), layer.parameters())
+    def part(name):
+        def measure_part(arguments, folder):
+            done.append(f"{name} counted")
+            yield {}
+            done.append(f"{name} measured")
+            yield {name: arguments.config}
 
-    within, runs = ProductsWithin(lambda: 0.5), []
-    plain = gradients()
-    with within:
-        beside = gradients()
-    torch.testing.assert_close(plain, beside, rtol=0, atol=0)
-    assert runs[0] == 0 < runs[1] < within.seconds
+        measure_part.__name__ = name
+        return measure_part
+
+    one, other = part("one"), part("other")
+    monkeypatch.setattr(bench, "PARTS", {one: None, other: "own_config"})
+    arguments = argparse.Namespace(parts=(one, other), config="a.yaml", own_config="b.yaml", set=[])
+    assert bench.measure(arguments, tmp_path) == {"one": "a.yaml", "other": "b.yaml"}
+    assert done == ["one counted", "other counted", "one measured", "other measured"]
 
 
-def test_the_time_of_products_within_is_taken_off(monkeypatch):
-    """By a clock that the work moves on by 3 s and a product by a quarter of a second."""
-    clock, matmul = [0.0], torch.matmul
-
-    def product(one, other):
-        clock[0] += 0.25
-        return matmul(one, other)
-
-    def work():
-        clock[0] += 3.0
-        weight = torch.rand(5, requires_grad=True)
-        weight.exp().sigmoid().sum().backward()
-
-    monkeypatch.setattr(measuring, "WITHIN", -1.0)
-    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(torch, "matmul", product)
-    monkeypatch.setitem(measuring.MATRICES, "cpu", ((8, 8, 8), (16, 8, 8)))
-    bench = measuring.Bench(torch.device("cpu"), 1)
-    seconds, rate = bench.beside_products(work, "float32")
-    # 2 at the start, 6 before and 6 after, and more within
-    assert clock[0] > 3.0 + 0.25 * (2 + 6 + 6)
-    assert seconds == 3.0
-    assert rate == 2 * 16 * 8 * 8 / 0.25  # of the faster shape
+def test_page_has_every_line(folder, measured):
+    page = (folder / "all.md").read_text()
+    for name, result in measured.items():
+        assert f"## {name}, once" in page
+        for row in result["rows"]:
+            assert f"| {row['part']} | {row['seconds']:.4g} |" in page
+    three = measured["tokenizer"]["rows"][1]
+    line = f"reconstruction, quantization, entropy, batch 2 | ≥ 85 % | {three['mfu'] * 100:.0f} % |"
+    assert page.count(line) == 1 and page.count("≥") == 1
 
 
 def plan(folder, *options):
@@ -270,6 +276,12 @@ def test_memory_is_weights_and_what_autograd_keeps(folder):
     assert kept_by_one_layer(7) == (0, 7 * 10 * 4 + 7 * 6 * 4)
 
 
+def test_generators_tokenizer_is_the_config_beside_it():
+    """Also where the folder's configs give their runs its name."""
+    path = ROOT / "configs" / "best" / "maskgit_titok_128.yaml"
+    assert tokenizer_beside(path, load_config(path, GeneratorConfig)).num_tokens == 128
+
+
 def test_plan_turns_flops_into_hours(folder, measured):
     assumed = ["--matrix-rate", 0.5, "--mfu", 0.4, "--devices", 2]
     cells, printed = plan(folder, *assumed)
@@ -302,89 +314,3 @@ def test_refuses_in_one_line(folder, arguments, words):
     (folder / "lone.yaml").write_text(GENERATOR.replace("runs/tiny", "runs/elsewhere"))
     message = run_script("bench.py", *[text.format(folder=folder) for text in arguments], fails=True)
     assert words in message
-
-
-# --- several GPUs -------------------------------------------------------------------------------------------
-
-
-def launched(name, monkeypatch):
-    """What `accelerate launch --config_file` makes of a launcher config; sets the environment it would."""
-    path = ROOT / "configs" / "accelerate" / f"{name}.yaml"
-    options = ["--config_file", str(path), "--main_process_ip", "10.0.0.1", "train_tokenizer.py"]
-    arguments, config, _ = _validate_launch_command(launch_command_parser().parse_args(options))
-    if arguments.use_deepspeed:
-        arguments.deepspeed_fields_from_accelerate_config = ",".join(config.deepspeed_config)
-        environment = prepare_deepspeed_cmd_env(arguments)[1]
-    else:
-        environment = prepare_multi_gpu_env(arguments)
-    for key, value in environment.items():
-        monkeypatch.setenv(key, value)
-    return arguments
-
-
-def test_several_machines_are_launched(monkeypatch):
-    arguments = launched("multi_node", monkeypatch)
-    assert arguments.multi_gpu and not arguments.use_fsdp and not arguments.use_deepspeed
-    assert (arguments.nnodes, arguments.nproc_per_node) == ("2", "8")
-    assert arguments.rdzv_endpoint == "10.0.0.1:29500"
-
-
-def test_fsdp_config_constructs(monkeypatch):
-    assert launched("fsdp", monkeypatch).use_fsdp
-    plugin = FullyShardedDataParallelPlugin()
-    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
-    assert plugin.transformer_cls_names_to_wrap == ["Block"]
-
-
-def test_deepspeed_config_constructs(monkeypatch):
-    """As far as can be without the deepspeed package."""
-    assert launched("deepspeed_zero2", monkeypatch).use_deepspeed
-    plugin = DeepSpeedPlugin()
-    assert plugin.zero_stage == 2 and plugin.gradient_clipping == 1.0
-    assert plugin.deepspeed_config["zero_optimization"]["offload_optimizer"]["device"] == "none"
-
-
-@pytest.mark.parametrize(
-    ("job", "arguments", "expected"),
-    [
-        ("extract", ["--limit", "10"], ["--shard 3/16", "--limit 10"]),
-        (
-            "train_tokenizer",
-            ["configs/mae_64.yaml"],
-            ["--num_machines 2 --num_processes 16", "--machine_rank 1"],
-        ),
-        ("pretokenize", ["configs/maskgit_mae_64.yaml"], ["--num_processes 8", "--shard 3/16"]),
-        ("train_generator", ["configs/maskgit_mae_64.yaml"], ["--main_process_ip first"]),
-        ("evaluate", ["runs/mae_64"], ["--run runs/mae_64"]),
-    ],
-)
-def test_slurm_jobs_run_commands_that_exist(tmp_path, job, arguments, expected):
-    """With Slurm and the launcher stood in for by scripts that say what they are asked."""
-    stubs = {
-        "srun": 'shift; SLURM_NODEID=1 exec "$@"',
-        "scontrol": "echo first; echo second",
-        "accelerate": 'echo "$@"',
-        "python": 'echo "$@"',
-    }
-    for name, text in stubs.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "activate").touch()
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "ENV": str(tmp_path)}
-    environment |= {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_NODELIST": "node[1-2]"}
-    environment |= {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "16", "SLURM_CPUS_PER_TASK": "64"}
-    done = subprocess.run(
-        ["bash", f"slurm/{job}.sbatch", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for text in expected:
-        assert text in done.stdout
-    script, options = re.search(r"(\w+\.py)(.*)", done.stdout).groups()
-    known = run_script(script, "--help")
-    for option in re.findall(r"--[\w-]+", options):
-        assert f"{option} " in known or f"{option}\n" in known or f"{option}]" in known, (script, option)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
 
 import metrics.dinov2
 import metrics.features
@@ -245,8 +244,8 @@ def test_parts_of_other_weights_or_options_are_not_taken(workplace, pooled, cond
     monkeypatch.setattr(MaskGIT, "generate", generate)
     assert "parts are generated" not in evaluate(run, "--gfid", "--num", 8, "--seed", 1, *RANDOM)
     generator = load_generator(run)
-    state = {key: value + 1 for key, value in generator.state_dict().items()}
-    save_file(state, run / "model" / "model.safetensors", metadata=read_provenance(run / "model"))
+    generator.load_state_dict({key: value + 1 for key, value in generator.state_dict().items()})
+    save_model(generator, run / "model", **read_provenance(run / "model"))
     assert "parts are generated" not in evaluate(run, "--gfid", "--num", 8, *RANDOM)
 
     monkeypatch.setattr(MaskGIT, "generate", interrupted)
@@ -256,6 +255,17 @@ def test_parts_of_other_weights_or_options_are_not_taken(workplace, pooled, cond
     labels = workplace / "frames" / "val" / "metadata.jsonl"
     labels.write_text(labels.read_text().replace("night", "daytime"))
     assert "parts are generated" not in evaluate(conditional, "--gfid", "--num", 8, *RANDOM)
+
+
+def test_the_precision_is_noted_and_is_the_networks(workplace):
+    """The metric computes in float32, whatever the tokenizer does."""
+    run = workplace / "runs" / "tok"
+    evaluate(run, "--psnr", "--workers", 0)
+    exact = result(run, "psnr")
+    evaluate(run, "--psnr", "--workers", 0, "--precision", "bf16")
+    rounded = result(run, "psnr")
+    assert (exact["precision"], rounded["precision"]) == ("fp32", "bf16")
+    assert exact["value"] != rounded["value"] == pytest.approx(exact["value"], rel=0.05)
 
 
 def test_locality_of_edits(workplace, conditional):
@@ -412,7 +422,7 @@ def test_metrics_of_both_kinds_go_to_the_runs_there_are(workplace, pooled):
             ["--codebook", "--run", "{runs}/gen"],
             "--codebook: {runs}/gen is a generator's run; it has --gfid,",
         ),
-        (["--gfid", "--num", "0"], "--num 0: generate at least one image"),
+        (["--gfid", "--num", "0"], "--num: 0 is no number from 1 to"),
         (["--fill", "--mask-ratio", "1.5"], "--mask-ratio 1.5: a share of tokens"),
         (["--kid", "--runs", "{runs}/nowhere"], "no finished run of train_tokenizer.py there"),
     ],

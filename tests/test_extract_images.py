@@ -164,7 +164,7 @@ def test_any_tree_and_odd_names(tmp_path):
     Path(os.fsdecode(os.fsencode(folder) + b"/brok\xe9n.jpg")).write_bytes(b"")
     (folder / "notes.txt").write_text("no picture")
     output = extract(folder, tmp_path / "out", "--val-fraction", 0)
-    assert "7 frames of 7 pictures" in output and "brok�n.jpg: not readable" in output
+    assert "7 frames of 7 pictures" in output and "brok\\xe9n.jpg: not readable" in output
     videos = {row["video"] for row in rows_of(tmp_path / "out")["train"]}
     assert {"a_0001_jpg", "b_0001_JPG", "b_0001_png", "with space & 'quote'", "straße 走", "caf�"} < videos
     (shortened,) = [video for video in videos if video.startswith("xxx")]

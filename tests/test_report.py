@@ -207,11 +207,11 @@ def test_what_cannot_be_had_leaves_the_rest(runs, tmp_path):
     for run in ("sixty", "thirty", "gen"):
         path = broken / run / "config.yaml"
         text = path.read_text().replace(str(runs.parent / "frames"), "nowhere")
-        path.write_text(text.replace(str(runs), "gone"))
+        path.write_text(text.replace(f"{runs}/sixty", "gone/other"))
     run_script("report.py", "--runs", broken, "--out", tmp_path)
     text = Tags((tmp_path / "index.html").read_text()).text
     assert "reconstructions: nowhere/val/metadata.jsonl: no frames there" in text
-    assert f"images by {broken / 'gen'}: gone/sixty: no such run" in text
+    assert f"images by {broken / 'gen'}: gone/other: no such run" in text
     assert f"{broken / 'gen' / 'eval' / 'fd_random.json'}: not a result of evaluate.py" in text
     assert "12.3457" in text and "Not FID" not in text
 

@@ -94,6 +94,37 @@ def test_parts_and_processes_change_nothing(workplace):
                 assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), (name, a["step"], key)
 
 
+def test_shards_over_two_processes_are_one_process(workplace):
+    """Losses, weights, their average and pictures; and the checkpoint is one that any number can take.
+
+    Of 7 validation frames in parts of 2 one process has one part more than the other.
+    """
+    settings = ["model.dropout=0", "training.device_batch_size=2"]
+    train(workplace, "unsharded", *settings)
+    train(workplace, "sharded", *settings, "training.shard=true", processes=2)
+    for a, b in zip(metrics(workplace, "unsharded"), metrics(workplace, "sharded"), strict=True):
+        for key in a.keys() - {"train/images_per_second"}:
+            assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), (a["step"], key)
+    pictures = [
+        np.asarray(Image.open(workplace / "runs" / name / "samples" / "step_00000004.png")).astype(int)
+        for name in ("unsharded", "sharded")
+    ]
+    assert np.abs(pictures[0] - pictures[1]).mean() < 1
+
+    train(workplace, "to_one", *settings, "training.max_steps=2", "training.shard=true", processes=2)
+    output = train(workplace, "to_one", *settings)
+    assert "goes on after step 2" in output
+    steps = [
+        [line for line in metrics(workplace, run) if "train/loss" in line] for run in ("unsharded", "to_one")
+    ]
+    for a, b in zip(*steps, strict=True):
+        for key in a.keys() - {"train/images_per_second"}:
+            assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), (a["step"], key)
+
+    message = train(workplace, "alone", "training.shard=true", fails=True)
+    assert "training.shard: there is one process" in message
+
+
 @pytest.mark.parametrize("unmasked_weight", [0.0, 0.1])
 def test_loss_is_the_weighted_mean_over_tokens(workplace, unmasked_weight):
     """The first step's, written out: each token's cross-entropy against its smoothed code, by its weight."""

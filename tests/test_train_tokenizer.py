@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from errors import UserError
+from files import holding
 from models import load_tokenizer
 from tests.conftest import ROOT, TINY_TOKENIZER, command, make_frames, run_script
 from training.analysis import list_analyses, read_analysis
@@ -39,7 +41,7 @@ def metrics(folder, name):
 
 
 def weights(folder, name, step=4):
-    """All that training changes: tokenizer, discriminator, EMA, and the regulariser's running means."""
+    """All that training changes: networks, their optimizers, EMA, the regulariser's means, a log's sums."""
     checkpoint = folder / "runs" / name / "checkpoints" / f"step_{step:08d}"
     return {path.stem: load_file(path) for path in sorted(checkpoint.glob("*.safetensors"))}
 
@@ -54,7 +56,7 @@ def assert_same_training(folder, one, other):
         for key in a.keys() - {"train/images_per_second"}:
             assert a[key] == pytest.approx(b[key], rel=2e-3, abs=1e-5), (a["step"], key)
     first, second, start = weights(folder, one), weights(folder, other), weights(folder, one, step=2)
-    for network in first:
+    for network in ("model", "discriminator", "ema", "lecam"):
         apart = sum((first[network][key] - second[network][key]).abs().sum() for key in first[network])
         moved = sum((first[network][key] - start[network][key]).abs().sum() for key in first[network])
         assert apart < 0.02 * moved, network
@@ -134,23 +136,89 @@ def test_interrupted_is_uninterrupted(workplace):
     assert "is finished" in train(workplace, "resumed")
 
 
-def test_goes_on_from_moments_in_another_memory_format(workplace):
-    """Moments may be contiguous in a checkpoint and their weights channels-last; they are the same."""
-    train(workplace, "contiguous", "training.max_steps=2")
-    folder = workplace / "runs" / "contiguous" / "checkpoints" / "step_00000002"
-    changed = 0
-    for path in folder.glob("optimizer*.bin"):
-        state = torch.load(path, weights_only=True)
-        for moments in state["state"].values():
-            for name, value in moments.items():
-                changed += not value.is_contiguous()
-                moments[name] = value.contiguous()
-        torch.save(state, path)
-    assert changed > 0
-    train(workplace, "contiguous")
+def test_goes_on_with_another_number_of_processes(workplace):
+    """From one process to two and back."""
+    train(workplace, "moved", "training.max_steps=1")
+    train(workplace, "moved", "training.max_steps=2", processes=2)
+    train(workplace, "moved")
+    steps = [
+        [line for line in metrics(workplace, name) if "train/loss" in line] for name in ("whole", "moved")
+    ]
+    for one, other in zip(*steps, strict=True):
+        for key in one.keys() - {"train/images_per_second"}:
+            assert one[key] == pytest.approx(other[key], rel=2e-3, abs=1e-5), (one["step"], key)
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "flipped":  # one bit, in the middle
+        path.write_bytes(bytes(byte ^ (place == len(content) // 2) for place, byte in enumerate(content)))
+    else:
+        path.write_bytes(content[: len(content) // 2 * (how == "truncated")])
+
+
+@pytest.fixture(scope="module")
+def finished(workplace):
+    """What makes a copy of `whole`, for a test to damage."""
+
+    def copy(name):
+        shutil.copytree(workplace / "runs" / "whole", workplace / "runs" / name)
+        return workplace / "runs" / name
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("file", "how"),
+    [
+        ("model.safetensors", "flipped"),
+        ("discriminator_optimizer.safetensors", "truncated"),
+        ("log.safetensors", "missing"),
+        ("run.json", "emptied"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_passed_over(workplace, finished, file, how):
+    run = finished(f"damaged_{file}")
+    damage(run / "checkpoints" / "step_00000004" / file, how)
+    output = train(workplace, run.name)
+    assert f"step_00000004/{file}: " in output and "passed over" in output and "after step 2" in output
     for network, tensors in weights(workplace, "whole").items():
-        other = weights(workplace, "contiguous")[network]
+        other = weights(workplace, run.name)[network]
         assert all(torch.equal(value, other[key]) for key, value in tensors.items()), network
+    for name in ("model.safetensors", "config.json"):
+        same = workplace / "runs" / "whole" / "model" / name
+        assert (run / "model" / name).read_bytes() == same.read_bytes()
+
+
+def test_no_good_checkpoint_is_said(workplace, finished):
+    run = finished("all_damaged")
+    for folder in (run / "checkpoints").iterdir():
+        damage(folder / "ema.safetensors", "emptied")
+    assert "none of its 2 checkpoints can be read" in train(workplace, run.name, fails=True)
+    shutil.rmtree(run / "checkpoints")
+    assert "a model and no checkpoint" in train(workplace, run.name, fails=True)
+
+
+@pytest.mark.parametrize("how", ["missing", "flipped", "truncated"])
+def test_a_model_is_made_again_from_its_checkpoint(workplace, finished, how):
+    run = finished(f"model_{how}")
+    file = run / "model" / "model.safetensors"
+    whole = file.read_bytes()
+    damage(file, how)
+    with pytest.raises(UserError, match=r"model\.safetensors: (damaged|not readable)"):
+        load_tokenizer(run)
+    assert "is finished" in train(workplace, run.name)
+    assert file.read_bytes() == whole
+
+
+def test_a_run_has_one_writer(workplace, finished):
+    run = finished("held")
+    with holding(run.parent / f".{run.name}.lock", "this test"):
+        message = train(workplace, run.name, fails=True)
+    assert f"{run}: already in use by process {os.getpid()}" in message
+    assert "is finished" in train(workplace, run.name)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -178,7 +246,7 @@ def test_killed_runs_go_on(workplace, number):
     assert process.wait(60) == (143 if number == signal.SIGTERM else -signal.SIGKILL)
     stopped = max(int(path.name[5:]) for path in run.glob("checkpoints/step_*"))
     if number == signal.SIGTERM:
-        assert metrics(workplace, name)[-1]["step"] == stopped
+        assert metrics(workplace, name)[-1]["step"] == stopped  # each step is logged
     train(workplace, name, f"training.max_steps={stopped + 2}")
     steps = [line["step"] for line in metrics(workplace, name) if "train/loss" in line]
     assert steps == list(range(1, stopped + 3))

@@ -1,7 +1,6 @@
 """The card of a run's model: model/README.md with its sample grid, which is the model's page on the Hub."""
 
 import json
-import os
 import shutil
 from pathlib import Path, PurePath
 
@@ -10,6 +9,7 @@ import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from files import remove_leftovers, write_whole
 from models.encoder import FROM_SCRATCH
 from models.storage import build_tokenizer, read_provenance
 from training.finished import FinishedRun, read_run
@@ -128,10 +128,11 @@ def write_card(run_folder: str | Path, repo: str | None = None) -> None:
     task = "unconditional-image-generation" if run.is_generator else "image-to-image"
     results = read_results(run)
 
+    remove_leftovers(model)
     samples = max((run.folder / "samples").glob("step_????????.png"), default=None)
     if samples:
-        shutil.copyfile(samples, model / "samples.png.part")
-        os.replace(model / "samples.png.part", model / "samples.png")
+        with write_whole(model / "samples.png") as part:
+            shutil.copyfile(samples, part)
 
     card_data = ModelCardData(
         library_name="driving-tokens",
@@ -156,8 +157,8 @@ def write_card(run_folder: str | Path, repo: str | None = None) -> None:
         config=config,
         config_yaml=yaml.safe_dump(config, sort_keys=False),
     )
-    ModelCard(text).save(model / "README.md.part")
-    os.replace(model / "README.md.part", model / "README.md")
+    with write_whole(model / "README.md") as part:
+        ModelCard(text).save(part)
 
 
 def shareable(value):

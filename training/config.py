@@ -14,12 +14,13 @@ from training.sections import (
     DataSection,
     DiscriminatorSection,
     GeneratorData,
+    GeneratorTraining,
     LossSection,
+    PathText,
     RunSection,
     SamplingSection,
     Section,
     TokenizerTraining,
-    TrainingSection,
 )
 
 
@@ -48,10 +49,10 @@ class GeneratorConfig(Section):
     """What train_maskgit.py is told."""
 
     run: RunSection = RunSection()
-    tokenizer: str  # a run, a model folder or a Hub id
+    tokenizer: PathText  # a run, a model folder or a Hub id
     data: GeneratorData = GeneratorData()
     model: MaskGITSection = MaskGITSection()
-    training: TrainingSection
+    training: GeneratorTraining
     sampling: SamplingSection = SamplingSection()
 
     @model_validator(mode="after")
@@ -82,15 +83,15 @@ def load_config(path: str | Path, config_class: type[Section], overrides: list[s
     Raises UserError naming the file (or --set), the key's path and, for a typo, the nearest valid key.
     """
     path = Path(path)
-    values, origins = _read_with_bases(path, config_class, ())
+    try:
+        values, origins = _read_with_bases(path, config_class, ())
+    except RecursionError as error:
+        raise UserError(f"{path}: a part of it contains itself, or goes too deep") from error
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise UserError(f"--set {override}: write it as section.key=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {override}: the value is not YAML") from error
+        value = _parse(text, f"--set {override}")
         for part in reversed(key.split(".")):
             value = {part: value}
         _check_keys(value, config_class, f"--set {key}", values)
@@ -104,7 +105,7 @@ def load_config(path: str | Path, config_class: type[Section], overrides: list[s
         origin = next((origins[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in origins), str(path))
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] not in ("missing", "value_error"):
-            message += f", not {first['input']!r}"
+            message += f", not {_short(first['input'])}"
         message = message[:1].lower() + message[1:]
         raise UserError(": ".join(filter(None, (origin, ".".join(keys), message)))) from error
     if config.run.name is None:
@@ -117,20 +118,47 @@ def save_config(config: Section, path: str | Path) -> None:
     Path(path).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key comes once, and dates are words."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1 and key != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key} stands there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str)
+
+
+def _parse(text: str, origin: str) -> object:
+    """What YAML says. Raises UserError, naming its origin, where it is none."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{origin}: not YAML: {' '.join(str(error).split())}") from error
+
+
 def _read_with_bases(path: Path, config_class: type[Section], above: tuple[Path, ...]) -> tuple[dict, dict]:
     """A file's values over its base's, and which file set each key path."""
     if path.resolve() in above:
         raise UserError(f"{path}: base: the bases go in a circle")
     try:
-        own = yaml.safe_load(path.read_text()) or {}
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: no such config ({error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not YAML: not UTF-8") from error
+    own = _parse(text, str(path)) or {}
     if not isinstance(own, dict):
         raise UserError(f"{path}: a config is a mapping of sections, not a {type(own).__name__}")
     base = own.pop("base", None)
     values, origins = {}, {}
+    if not isinstance(base, str | None) or (base and not base.isprintable()):
+        raise UserError(f"{path}: base: the name of a config beside it, not {_short(base)}")
     if base is not None:
         values, origins = _read_with_bases(path.parent / base, config_class, (*above, path.resolve()))
     _check_keys(own, config_class, str(path), values)
@@ -144,7 +172,8 @@ def _check_keys(
     """Refuse a key that the section doesn't know, with the nearest that it knows."""
     for key, value in values.items():
         field = section.model_fields.get(key)
-        key_path = ".".join((*above, str(key)))
+        plain = isinstance(key, str) and key.isprintable() and len(key) < 60
+        key_path = ".".join((*above, key if plain else _short(key)))
         if field is None:
             near = difflib.get_close_matches(str(key), section.model_fields, n=1, cutoff=0.5)
             known = f"did you mean {'.'.join((*above, near[0]))}?" if near else _known_keys(section, above)
@@ -156,9 +185,17 @@ def _check_keys(
             if not isinstance(value, dict):
                 raise UserError(f"{origin}: {key_path} is a section; {_known_keys(kinds[default], above)}")
             kind = value.get("kind", below.get("kind", default))
-            if kind not in kinds:
-                raise UserError(f"{origin}: {key_path}.kind: no kind {kind!r}; known: {', '.join(kinds)}")
+            if not isinstance(kind, str) or kind not in kinds:
+                raise UserError(
+                    f"{origin}: {key_path}.kind: no kind {_short(kind)}; known: {', '.join(kinds)}"
+                )
             _check_keys(value, kinds[kind], origin, below, (*above, key))
+
+
+def _short(value: object) -> str:
+    """A value in a message of one line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _kinds(annotation: object) -> dict[str, type[BaseModel]]:
@@ -184,8 +221,9 @@ def _merge(values: dict, over: dict, origins: dict, origin: str, above: tuple[st
     for key, value in over.items():
         origins[(*above, key)] = origin
         below = values.get(key)
-        both = isinstance(value, dict) and isinstance(below, dict)
-        if both and value.get("kind") in (None, below.get("kind")):
-            _merge(below, value, origins, origin, (*above, key))
+        if isinstance(value, dict):
+            kept = isinstance(below, dict) and value.get("kind") in (None, below.get("kind"))
+            values[key] = below if kept else {}
+            _merge(values[key], value, origins, origin, (*above, key))
         else:
             values[key] = value

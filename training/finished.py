@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from errors import UserError
@@ -41,8 +42,19 @@ def read_run(folder: str | Path) -> FinishedRun:
         config_class = GeneratorConfig if kind in GENERATORS else TokenizerConfig
         config = config_class.model_validate(yaml.safe_load(path.read_text()))
         step = int(read_provenance(folder / "model")["step"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as error:
+    except (
+        RecursionError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        yaml.YAMLError,
+        SafetensorError,
+    ) as error:
         reason = str(error).splitlines()[0]
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise UserError(f"{folder}: broken ({type(error).__name__}: {reason})") from error
     return FinishedRun(folder, config, step)
 
@@ -68,17 +80,24 @@ def newest_run(root: str | Path, generator: bool) -> FinishedRun:
     return runs[-1]
 
 
+def tokenizer_of(run: FinishedRun) -> str:
+    """Where a generator's tokenizer is: where its config says, or, if they were moved, beside the run."""
+    named = run.config.tokenizer
+    beside = run.folder.parent / Path(named).name
+    return str(beside) if not Path(named).exists() and (beside / "model").is_dir() else named
+
+
 def load_with_tokenizer(run: FinishedRun) -> tuple[MaskGIT, Tokenizer]:
     """A generator and the tokenizer whose tokens it was trained on.
 
     Raises UserError where the tokenizer's weights are no longer those, or its tokens can't be sampled in the
     config's order.
     """
-    tokenizer = load_tokenizer(run.config.tokenizer)
-    if fingerprint(run.config.tokenizer) != read_provenance(run.folder / "model")["tokenizer_sha256"]:
+    name = tokenizer_of(run)
+    tokenizer = load_tokenizer(name)
+    if fingerprint(name) != read_provenance(run.folder / "model")["tokenizer_sha256"]:
         raise UserError(
-            f"{run.config.tokenizer}: has other weights than when {run.folder} learned its tokens; train the "
-            f"generator again"
+            f"{name}: has other weights than when {run.folder} learned its tokens; train the generator again"
         )
-    check_order(run.config.sampling.order, tokenizer, run.config.tokenizer)
+    check_order(run.config.sampling.order, tokenizer, name)
     return load_generator(run.folder), tokenizer

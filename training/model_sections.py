@@ -3,20 +3,23 @@
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from models import open_clip_weights
 from models.encoder import FROM_SCRATCH
 from models.encoder_as_run import LOST
-from training.sections import PositiveFloat, Section, Share
+from training.sections import PathText, PositiveFloat, Section, Share, ShareBelow1, Weight, without_repetition
+
+Size = Annotated[int, Field(ge=1, le=16384)]
+Depth = Annotated[int, Field(ge=1, le=256)]
 
 
 class VitSize(Section):
     """A transformer's size; ViT-B by default."""
 
-    width: PositiveInt = 768
-    depth: PositiveInt = 12
-    heads: PositiveInt = 12
+    width: Size = 768
+    depth: Depth = 12
+    heads: Size = 12
 
     @model_validator(mode="after")
     def _heads_divide_width(self):
@@ -31,7 +34,7 @@ class PretrainedVit(VitSize):
     # mimetic: from scratch too, for small ViTs and short training (models.mimetic); titok: the architecture
     # of the TiTok authors' own weights, for model.init_from
     init: Literal["none", "mimetic", "mae", "clip", "dino", "dinov2", "depth_anything_v2", "titok"] = "none"
-    weights: str | None = None  # a file in the authors' or timm's format; by default it is fetched
+    weights: PathText | None = None  # a file in the authors' or timm's format; by default it is fetched
 
 
 class EncoderSection(PretrainedVit):
@@ -65,18 +68,18 @@ class ConvDecoderSection(Section):
     """The study's decoder of VQGAN's convolutions; see models.conv_decoder."""
 
     kind: Literal["conv"]
-    width: PositiveInt = 768
-    channels: Annotated[int, Field(ge=32, multiple_of=32)] = 128
-    multipliers: list[PositiveInt] = Field([1, 1, 2, 2, 4], min_length=1)
-    blocks: PositiveInt = 2
+    width: Size = 768
+    channels: Annotated[int, Field(ge=32, le=16384, multiple_of=32)] = 128
+    multipliers: list[Depth] = Field([1, 1, 2, 2, 4], min_length=1)
+    blocks: Depth = 2
     attention: bool = True  # at the lowest level, over the grid
 
 
 class QuantizerSection(Section):
     """Vector quantization; see models.quantizer."""
 
-    codebook_size: Annotated[int, Field(ge=2)] = 4096
-    token_size: PositiveInt = 16
+    codebook_size: Annotated[int, Field(ge=2, le=2**24)] = 4096
+    token_size: Size = 16
     l2_normalize: bool = True
     entropy_temperature: PositiveFloat = 0.01
     normalize_in_place: bool = False  # the codes, at each forward pass in training, as the study's code does
@@ -85,8 +88,10 @@ class QuantizerSection(Section):
 class TokenizerSection(Section):
     """What every tokenizer has."""
 
-    init_from: str | None = None  # a trained tokenizer of this architecture: a run, a model folder, a Hub id
-    image_size: PositiveInt = 256
+    init_from: PathText | None = (
+        None  # a trained tokenizer of this architecture: a run, a model folder, a Hub id
+    )
+    image_size: Annotated[int, Field(ge=1, le=4096)] = 256
     quantizer: QuantizerSection = QuantizerSection()
 
     def architecture(self) -> dict:
@@ -113,7 +118,7 @@ class TiTokSection(TokenizerSection):
     """The arguments of models.titok.TiTok."""
 
     kind: Literal["titok", "two_stage_titok"] = "titok"
-    patch_size: PositiveInt = 16
+    patch_size: Size = 16
     num_tokens: Annotated[int, Field(ge=1, le=1024)] = 64
     encoder: EncoderSection = EncoderSection()
     decoder: Annotated[
@@ -150,9 +155,9 @@ class VQGANSection(TokenizerSection):
     """The arguments of models.vqgan.VQGAN."""
 
     kind: Literal["vqgan"]
-    channels: Annotated[int, Field(ge=32, multiple_of=32)] = 128  # the norms have 32 groups
-    multipliers: list[PositiveInt] = Field([1, 1, 2, 2, 4], min_length=1)
-    blocks: PositiveInt = 2
+    channels: Annotated[int, Field(ge=32, le=16384, multiple_of=32)] = 128  # the norms have 32 groups
+    multipliers: list[Depth] = Field([1, 1, 2, 2, 4], min_length=1)
+    blocks: Depth = 2
 
     @property
     def has_pretrained_encoder(self) -> bool:
@@ -169,16 +174,19 @@ class MaskGITSection(VitSize):
     """The arguments of models.maskgit.MaskGIT that the tokenizer doesn't set, and its training loss."""
 
     kind: Literal["maskgit", "maskgit_as_run"] = "maskgit"  # as_run: models.maskgit_as_run
-    depth: PositiveInt = 24
-    heads: PositiveInt = 16
-    dropout: Share = 0.1
+    depth: Depth = 24
+    heads: Size = 16
+    dropout: ShareBelow1 = 0.1
     tied_embeddings: bool = False  # the codes' embeddings are the output's weights too
     output_bias: Literal["code", "place"] = "code"  # place: each code has a bias of its own at each place
-    conditions: list[Literal["timeofday", "weather", "scene"]] = Field([])  # the attributes that it is told
+    # The attributes that it is told
+    conditions: Annotated[
+        list[Literal["timeofday", "weather", "scene"]], AfterValidator(without_repetition)
+    ] = Field([])
     condition_dropout: Share = 0.1  # how often training leaves out all of a frame's; of the rest, each one
     mask_schedule: Literal["arccos", "cosine", "linear", "square"] = "arccos"
-    label_smoothing: Share = 0.1
-    unmasked_weight: NonNegativeFloat = 0.0  # of the known tokens in the loss, where a masked one has 1
+    label_smoothing: ShareBelow1 = 0.1
+    unmasked_weight: Weight = 0.0  # of the known tokens in the loss, where a masked one has 1
 
     def architecture(self) -> dict:
         """The config of models.storage.build_generator, but for what the tokenizer and the frames set."""

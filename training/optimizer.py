@@ -39,18 +39,6 @@ def build_optimizer(
     )
 
 
-def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimizer's moments their weights' memory formats, in place.
-
-    Fused AdamW goes through weights and moments as they lie in memory, and those of a checkpoint may lie
-    otherwise.
-    """
-    for weight, state in optimizer.state.items():
-        for name, value in state.items():
-            if value.shape == weight.shape and value.stride() != weight.stride():
-                state[name] = torch.empty_like(weight).copy_(value)
-
-
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
     """Inside, the network's parameters take no gradients; those of its input pass through it."""

@@ -1,97 +1,138 @@
-"""A run: its folder, processes, trackers, progress, checkpoints, and how it goes on after an interruption."""
+"""A run: its folder, processes, trackers and progress, and how it goes on after an interruption."""
 
 import json
 import math
 import os
-import shutil
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
-from safetensors.torch import load_model
-from safetensors.torch import save_model as save_safetensors
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from data.frames import DrawSampler, Frame, ImageBatch, to_unit_range
 from errors import UserError
-from models.storage import save_model
+from files import holding
+from models.storage import model_is_of, save_weights
+from training import checkpoints
+from training.averages import Averages
 from training.card import write_card
-from training.config import save_config
-from training.optimizer import lay_out_as_weights
+from training.checkpoints import Checkpoint, Checkpoints, State
+from training.folder import check_unchanged, open_folder, remove_run, tracker_options
+from training.parallel import over_processes
+from training.precision import set_precision
 from training.sections import Section
-from training.speed import checkpoint_blocks, compile_network, keep_freed_memory
+from training.signals import STOPPED, StopSignals
+from training.speed import (
+    checkpoint_blocks,
+    compile_network,
+    first_that_fits,
+    keep_freed_memory,
+    make_deterministic,
+    may_compile,
+)
 
-# What may change when a run goes on: the rest of a config decides what its weights mean.
-MAY_CHANGE = {"run", "data.workers", "data.strict", "data.frames", "data.tokens", "training", "sampling"}
-MUST_STAY = {"run.seed", "training.global_batch_size"}
+CPU_BATCH_SIZE = 32  # "auto" on a CPU
+SPARE_MEMORY = 0.05  # of a GPU's, beside what a step takes
 
 
 class Run:
     """Everything about a training run that isn't its networks and losses.
 
-    A script builds its networks, hands them over with `prepare`, and loops over `steps`; in the loop it
-    takes micro-batches and goes through them with `accumulate`, reports losses with `add`, and ends each step
-    with `end_step`, which logs, and says when to validate and checkpoint.
+    A script opens its folder, builds its networks, hands them over with `prepare`, and loops over `steps`; in
+    the loop it takes micro-batches, reports losses with `add`, and ends each step with `end_step`, which
+    logs, and says when to validate and checkpoint.
     """
 
-    def __init__(self, config: Section, restart: bool = False):
+    def __init__(self, config: Section):
         self.config = config
         self.folder = Path(config.run.dir) / config.run.name
         self.accelerator = Accelerator(
             mixed_precision="bf16" if self._has_bf16() else "no",
             log_with=None if config.run.tracker == "none" else config.run.tracker,
             project_dir=self.folder,
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
-            ],
         )
         self.device = self.accelerator.device
         if self.device.type == "cpu":
             keep_freed_memory()
+        set_precision(config.training.precision)
+        make_deterministic(config.run.deterministic)
         self.is_main = self.accelerator.is_main_process
         if config.training.precision == "bf16" and self.accelerator.mixed_precision == "no":
             self.say(f"precision: {self.device.type} has no fast bf16, this run is in float32")
+        compiled = config.training.compile
+        self.compile = may_compile(self.device) if compiled is None else compiled
         self.processes = self.accelerator.num_processes
-        self.micro_batch_size = self._micro_batch_size()
+        self.micro_batch_size = self._batch_sizes()[0]
         self.loader_workers = min(config.data.workers, os.cpu_count() or 1)
         self.accumulation = config.training.global_batch_size // (self.micro_batch_size * self.processes)
 
-        if restart and self.is_main and self.folder.exists():
-            self._remove_folder()
-        self.accelerator.wait_for_everyone()
-        self.checkpoint = self._newest_checkpoint()
-        self.first_step = self._checkpoint_record()["step"] if self.checkpoint else 0
-        if self.checkpoint:
-            self._check_config_unchanged()
-        if self.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_config(config, self.folder / "config.yaml.part")
-            os.replace(self.folder / "config.yaml.part", self.folder / "config.yaml")
-            self._forget_metrics_after(self.first_step)
-        self._start_tracker()
-        self._stop_asked = self._stop_agreed = self._stopped = False
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.training.keep_checkpoints)
+        self.checkpoint: Checkpoint | None = None  # to go on from
+        self.first_step = 0
+        self._stop = StopSignals(self.say)
+        self._stop_agreed = self._stopped = False
         self._broken: set[str] = set()
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._averages = Averages(self.device)
+        self.add = self._averages.add
+
+    @contextmanager
+    def open(self, restart: bool = False) -> Iterator[None]:
+        """Inside, the run's folder is nobody else's; it goes on from its newest checkpoint.
+
+        restart: it starts over, and what is there goes. Raises UserError where another process is at it, or
+        it can't go on with this config.
+        """
+        with ExitStack() as held:
+            if self.is_main:
+                root = self.folder.parent
+                try:
+                    root.mkdir(parents=True, exist_ok=True)
+                    held.enter_context(holding(root / f".{self.folder.name}.lock", str(self.folder)))
+                except OSError as error:
+                    raise UserError(f"{root}: no run can be written there ({error.strerror})") from error
+                if restart and self.folder.exists():
+                    remove_run(self.folder, self.say)
+            self.accelerator.wait_for_everyone()
+            self.checkpoint = self.checkpoints.read_newest(self.say)
+            if self.checkpoint:
+                self.first_step = self.checkpoint.record["step"]
+                self._broken = set(self.checkpoint.record["broken"])
+                check_unchanged(self.folder, self.config, self.say)
+            elif (self.folder / "model").exists():
+                raise UserError(
+                    f"{self.folder}: holds a model and no checkpoint to go on from; give the run another "
+                    "run.name, or start over with --restart"
+                )
+            try:
+                yield
+            except torch.OutOfMemoryError as error:
+                smaller = next((s for s in self._batch_sizes() if s < self.micro_batch_size), 1)
+                raise UserError(
+                    f"{self.folder}: {self.micro_batch_size} images at once are too many for the memory of "
+                    f"{self.device} ({self.checkpoints.newest_name()}); start the same command again with "
+                    f"--set training.device_batch_size={smaller}"
+                ) from error
+            finally:
+                self.checkpoints.wait()
 
     # --- what a script hands over before the loop -------------------------------------------------------
 
-    def plan(self, num_examples: int, data_key: str) -> DrawSampler:
+    def plan(self, num_examples: int, data_key: str, frames: list[Frame] = ()) -> DrawSampler:
         """Fix the number of steps and which of `num_examples` each takes.
 
-        data_key: a fingerprint of the data; a run goes on only with the data it began with.
+        data_key: a fingerprint of the data; a run goes on only with the data it began with. frames: the
+        examples', to be named where a step goes wrong.
         """
         training = self.config.training
-        self.data_key = data_key
-        if self.checkpoint and self._checkpoint_record()["data_key"] != data_key:
+        self.data_key, self._frames = data_key, frames
+        if self.checkpoint and self.checkpoint.record["data_key"] != data_key:
             raise UserError(
                 f"{self.folder}: its training frames or its tokenizer have changed since it began; bring "
                 f"them back, or start over with --restart"
@@ -104,7 +145,12 @@ class Run:
         if training.max_steps is not None:
             ends.append(training.max_steps)
         self.last_step = min(ends)
-        return DrawSampler(
+        if training.warmup_steps >= self.last_step:
+            self.say(
+                f"training.warmup_steps {training.warmup_steps:,}: the run ends with step "
+                f"{self.last_step:,}, before its learning rate is reached"
+            )
+        self._sampler = DrawSampler(
             length=num_examples,
             global_batch_size=training.global_batch_size,
             micro_batch_size=self.micro_batch_size,
@@ -113,51 +159,105 @@ class Run:
             process_index=self.accelerator.process_index,
             num_processes=self.processes,
         )
+        return self._sampler
 
     def prepare(
         self,
-        networks: list[nn.Module],
+        networks: dict[str, nn.Module],
         optimizers: list[torch.optim.Optimizer],
         others: dict[str, nn.Module],
+        provenance: Mapping[str, str] = {},
     ) -> list[nn.Module]:
-        """Move to the device, wrap for several processes, and load the newest checkpoint where there is one.
+        """Move to the device, wrap for several processes, and take the newest checkpoint's state.
 
-        networks: what is trained, in the order of its optimizers. others: modules that are saved and
-        restored with them (an EMA, statistics). Returns the networks as to be called in training.
+        networks: what is trained, in the order of its optimizers, by the names of their files. others:
+        modules that are saved and restored with them, among them `ema`, of which model/ is made. provenance:
+        what to note with the model's weights beside the step. Returns the networks as to be called in
+        training.
         """
-        self.others = others
-        for network in networks:
+        self.networks, self.optimizers = networks, optimizers
+        self.others, self.provenance = others, provenance
+        for network in networks.values():
+            if self.compile:
+                compile_network(network)
             if self.config.training.gradient_checkpointing:
                 checkpoint_blocks(network)
-            if self.config.training.compile:
-                compile_network(network)
-        for module in others.values():
+        for module in (*networks.values(), *others.values()):
             module.to(self.device)
-        prepared = self.accelerator.prepare(*networks, *optimizers)
-        self.optimizers = list(prepared[len(networks) :])
+        wrapped = [over_processes(network, self.device) for network in networks.values()]
+        if self.is_main:
+            open_folder(self.folder, self.config, self.first_step)
+            self.checkpoints.remove_old()
+        # TensorBoard takes the name for its folder, wandb for the project.
+        tracker = self.config.run.tracker
+        name = "driving-tokens" if tracker == "wandb" else "tensorboard"
+        options = tracker_options(self.folder, self.config)
+        self.accelerator.init_trackers(name, init_kwargs={tracker: options})
         if self.checkpoint:
-            self.accelerator.load_state(self.checkpoint)
-            for optimizer in self.optimizers:
-                lay_out_as_weights(optimizer)
-            for name, module in others.items():
-                load_model(module, self.checkpoint / f"{name}.safetensors", device=str(self.device))
+            self.restore(self.checkpoint.state)
+            if self.is_main:
+                # It may have been cut off between its checkpoint and its model, or between that and the card.
+                if not model_is_of(self.folder / "model", str(self.first_step)):
+                    self._save_model(self.first_step, self.checkpoint.state["ema"])
+                write_card(self.folder)
             done = self.first_step >= self.last_step
             self.say(f"{self.folder}: {'is finished,' if done else 'goes on'} after step {self.first_step}")
-        self.say(
-            f"{self.folder}: {self.last_step} steps over {self.num_examples:,} examples, batch "
-            f"{self.config.training.global_batch_size} = {self.processes} processes × {self.accumulation} "
-            f"parts × {self.micro_batch_size}"
-        )
-        return list(prepared[: len(networks)])
+            self.checkpoint = self.checkpoint._replace(state={})
+        else:
+            size = sum(tensor.nbytes for module in others.values() for tensor in module.state_dict().values())
+            for network in networks.values():  # with Adam's two moments
+                size += 3 * sum(parameter.nbytes for parameter in network.parameters())
+            keep = self.config.training.keep_checkpoints + 1
+            self.checkpoints.require_room(keep * size, f"training, with {keep} checkpoints at a time,")
+        return wrapped
+
+    def fit(self, attempt: Callable[[], None]) -> None:
+        """On a GPU, see before the first step whether one fits into its memory; "auto" takes what does.
+
+        attempt: a step of any images with all its losses; what it changes is put back. Raises UserError,
+        naming the batch that fits, where the config's doesn't. On a CPU nothing is tried.
+        """
+        if self.device.type != "cuda":
+            return
+        auto = self.config.training.device_batch_size == "auto"
+        state = self.state(keep=True)
+        spare = int(SPARE_MEMORY * torch.cuda.get_device_properties(self.device).total_memory)
+
+        def attempt_at_once(size: int) -> None:
+            self._take_at_once(size)
+            ballast = torch.empty(spare, dtype=torch.uint8, device=self.device)
+            attempt()
+            del ballast
+
+        # While it is looked for, nothing is compiled: that takes longer, and less memory.
+        with torch.compiler.set_stance("force_eager") if auto else nullcontext():
+            size = first_that_fits(self._batch_sizes(), attempt_at_once)
+        self.restore(state)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        torch.cuda.empty_cache()
+        wanted = self._batch_sizes()[0]
+        if size is None or (size < wanted and not auto):
+            fits = f"{size} does" if size else "not even one image does"
+            raise UserError(
+                f"training.device_batch_size {wanted}: does not fit into this GPU's memory; {fits}, and more "
+                "with training.gradient_checkpointing=true"
+            )
 
     # --- the loop ---------------------------------------------------------------------------------------
 
     def steps(self) -> Iterator[int]:
         """Count the steps to do from 1, with a progress bar; stops early, checkpointed, when asked to.
 
-        SIGTERM and the first Ctrl-C ask; with several processes the answer waits for the next log.
+        See training.signals for who asks; with several processes the answer waits for the next log. What a
+        step draws at random, dropout say, follows from the seed, the step and the process.
         """
-        self._listen_to_signals()
+        self.say(
+            f"{self.folder}: {self.last_step} steps over {self.num_examples:,} examples, batch "
+            f"{self.config.training.global_batch_size} = {self.processes} processes × {self.accumulation} "
+            f"parts × {self.micro_batch_size}"
+        )
+        self._stop.listen()
         self.bar = tqdm(
             total=self.last_step,
             initial=self.first_step,
@@ -169,6 +269,8 @@ class Run:
         )
         self._since, self._images_since = time.perf_counter(), 0
         for step in range(self.first_step + 1, self.last_step + 1):
+            draws = [self.config.run.seed, step, self.accelerator.process_index]
+            torch.manual_seed(int(np.random.SeedSequence(draws).generate_state(1, np.uint64)[0]))
             yield step
             self.bar.update()
             if self._stop_agreed and step < self.last_step:
@@ -179,15 +281,6 @@ class Run:
     def take(self, batches: Iterator) -> list:
         """The micro-batches of this process's part in one step."""
         return [next(batches) for _ in range(self.accumulation)]
-
-    def accumulate(self, micro_batches: list, *networks: nn.Module) -> Iterator:
-        """Go through a step's micro-batches; gradients are averaged over processes with the last one only."""
-        for micro_batch in micro_batches[:-1]:
-            with ExitStack() as stack:
-                for network in networks:
-                    stack.enter_context(self.accelerator.no_sync(network))
-                yield micro_batch
-        yield micro_batches[-1]
 
     def images_of(self, batch: ImageBatch, frames: list[Frame], split: str) -> Tensor:
         """The batch's images as float32 in [0, 1] on the device; broken frames are noted, or refused."""
@@ -218,16 +311,16 @@ class Run:
                 group["lr"] = rate * group.get("rate", 1.0)
         return rate
 
-    def add(self, **scalars: Tensor) -> None:
-        """Note scalars of a micro-batch for the next log; they stay on the device until then."""
-        for name, value in scalars.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach()
-            self._counts[name] = self._counts.get(name, 0) + 1
-
     def clip_and_step(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
-        """One update from the accumulated gradients, clipped to `clip_norm`; returns their norm before."""
+        """One update from the accumulated gradients, clipped to `clip_norm`; returns their norm before.
+
+        Where that is not finite, nothing is changed.
+        """
         clip_norm = self.config.training.clip_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(network.parameters(), clip_norm)
+        norm = checkpoints.whole(nn.utils.clip_grad_norm_(network.parameters(), clip_norm))
+        # as torch's GradScaler tells the fused optimizer, on the device, that there is nothing to learn
+        optimizer.found_inf = 1.0 - norm.isfinite().float()
+        self._averages.add_update(optimizer.found_inf)
         optimizer.step()
         optimizer.zero_grad()
         return norm
@@ -243,12 +336,14 @@ class Run:
         last = step == self.last_step
         log = last or step % training.log_every == 0
         self._images_since += training.global_batch_size
-        stop = self._stop_asked
+        self._averages.end_step()
+        stop = self._stop.asked()
         if self.processes > 1:
             stop = log and bool(self.accelerator.reduce(torch.tensor(float(stop), device=self.device)) > 0)
         self._stop_agreed = stop
-        if log or stop:
+        if log:
             self._log_averages(step, learning_rate)
+        self.checkpoints.raise_if_failed()
         validate = last or step % training.validate_every == 0
         return validate, last or stop or step % training.checkpoint_every == 0
 
@@ -259,34 +354,34 @@ class Run:
             with (self.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, **scalars}) + "\n")
 
-    def save(self, step: int, model: nn.Module, **provenance: str) -> None:
-        """Write a checkpoint of everything, and `model` (the EMA) to model/; older checkpoints go.
+    def state(self, keep: bool) -> State:
+        """All that training changes, on the CPU; without `keep`, this process only takes part in it."""
+        state = {}
+        for (name, network), optimizer in zip(self.networks.items(), self.optimizers):
+            state[name] = checkpoints.on_cpu(network.state_dict().items(), keep)
+            moments = checkpoints.optimizer_tensors(optimizer, network)
+            state[f"{name}_optimizer"] = checkpoints.on_cpu(moments, keep)
+        for name, module in self.others.items():
+            state[name] = checkpoints.on_cpu(module.state_dict().items(), keep)
+        state["log"] = checkpoints.on_cpu(self._averages.state(self.accelerator).items(), keep)
+        return state
 
-        provenance: what else to note with the model's weights beside the step.
-        """
-        checkpoints = self.folder / "checkpoints"
-        part = checkpoints / f".step_{step:08d}.part"
-        if self.is_main:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(part)
-        if self.is_main:
+    def restore(self, state: State) -> None:
+        """Take a whole state, on any number of processes."""
+        with torch.no_grad():
+            for (name, network), optimizer in zip(self.networks.items(), self.optimizers):
+                checkpoints.fill_module(network, state[name])
+                checkpoints.fill_optimizer(optimizer, network, state[f"{name}_optimizer"])
             for name, module in self.others.items():
-                save_safetensors(module, part / f"{name}.safetensors")
-            record = {"step": step, "data_key": self.data_key}
-            (part / "run.json").write_text(json.dumps(record) + "\n")
-        self.accelerator.wait_for_everyone()
+                checkpoints.fill_module(module, state[name])
+        self._averages.restore(state["log"], self.accelerator)
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint of everything, and the EMA to model/, beside training; older checkpoints go."""
+        state = self.state(keep=self.is_main)
         if self.is_main:
-            done = checkpoints / f"step_{step:08d}"
-            if done.exists():
-                shutil.rmtree(done)
-            os.replace(part, done)
-            for old in sorted(checkpoints.glob("step_*"))[: -self.config.training.keep_checkpoints]:
-                shutil.rmtree(old)
-            save_model(model, self.folder / "model", step=str(step), **provenance)
-            write_card(self.folder)
-        self.accelerator.wait_for_everyone()
+            record = {"data_key": self.data_key, "broken": sorted(self._broken)}
+            self.checkpoints.write(step, state, record, lambda: self._save_model(step, state["ema"]))
 
     def finish(self) -> None:
         """Close the trackers, and name the frames that could not be read.
@@ -294,13 +389,14 @@ class Run:
         A run that was stopped before its last step exits with 143, so that nothing after it takes it for
         finished.
         """
+        self.checkpoints.wait()
         broken = sorted(set(gather_object(sorted(self._broken))))
         if broken:
             names = ", ".join(broken[:5]) + (", …" if len(broken) > 5 else "")
             self.say(f"{len(broken)} frames could not be used and were skipped: {names}")
         self.accelerator.end_training()
         if self._stopped:
-            sys.exit(128 + signal.SIGTERM)
+            sys.exit(STOPPED)
 
     def say(self, text: str) -> None:
         """Print a line, once for all processes, above the progress bar."""
@@ -314,8 +410,8 @@ class Run:
         on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
         return wanted and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
 
-    def _micro_batch_size(self) -> int:
-        """The largest size, at most `device_batch_size`, that divides a process's share of the batch."""
+    def _batch_sizes(self) -> list[int]:
+        """What a device may take at once, the largest first: divisors of a process's share of the batch."""
         training = self.config.training
         share, rest = divmod(training.global_batch_size, self.processes)
         if rest:
@@ -323,99 +419,39 @@ class Run:
                 f"training.global_batch_size {training.global_batch_size} is no multiple of the "
                 f"{self.processes} processes"
             )
-        return max(size for size in range(1, training.device_batch_size + 1) if share % size == 0)
+        most = training.device_batch_size
+        if most == "auto":
+            most = share if self.device.type == "cuda" else CPU_BATCH_SIZE
+        return [size for size in range(min(most, share), 0, -1) if share % size == 0]
 
-    def _remove_folder(self) -> None:
-        inside = sorted(path.name for path in self.folder.iterdir())
-        if inside and "config.yaml" not in inside:
-            raise UserError(f"{self.folder}: --restart removes runs, and this is none (no config.yaml)")
-        self.say(f"--restart: removes {self.folder} ({', '.join(inside)})")
-        shutil.rmtree(self.folder)
+    def _take_at_once(self, size: int) -> None:
+        """Split a process's share of the batch into parts of that size."""
+        self.micro_batch_size = self._sampler.micro_batch_size = size
+        self.accumulation = self.config.training.global_batch_size // (size * self.processes)
 
-    def _newest_checkpoint(self) -> Path | None:
-        return max((self.folder / "checkpoints").glob("step_*"), default=None)
-
-    def _checkpoint_record(self) -> dict:
-        return json.loads((self.checkpoint / "run.json").read_text())
-
-    def _check_config_unchanged(self) -> None:
-        # Read as a config: a key that there wasn't yet when the run began had what is its default now.
-        began = type(self.config).model_validate(yaml.safe_load((self.folder / "config.yaml").read_text()))
-        before = _flatten(began.model_dump(mode="json"))
-        now = _flatten(self.config.model_dump(mode="json"))
-        for key in sorted(before.keys() | now.keys()):
-            parents = {".".join(key.split(".")[:n]) for n in range(1, key.count(".") + 2)}
-            if before.get(key) != now.get(key) and (key in MUST_STAY or not parents & MAY_CHANGE):
-                raise UserError(
-                    f"{self.folder}: began with {key} {before.get(key)}, the config now says {now.get(key)}; "
-                    f"change it back, give the run another run.name, or start over with --restart"
-                )
-
-    def _forget_metrics_after(self, step: int) -> None:
-        path = self.folder / "metrics.jsonl"
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except ValueError:  # the line that was being written when the run was cut off
-                continue
-        path.with_suffix(".part").write_text("".join(kept))
-        os.replace(path.with_suffix(".part"), path)
-
-    def _start_tracker(self) -> None:
-        init = {}
-        if self.config.run.tracker == "wandb":
-            import wandb  # takes seconds, and most runs don't use it
-
-            init = {
-                "name": self.config.run.name,
-                "id": self.config.run.name,
-                "resume": "allow",
-                "dir": str(self.folder),
-                "mode": "offline" if wandb.api.api_key is None else "online",
-                "config": self.config.model_dump(mode="json"),
-            }
-        # TensorBoard takes the name for its folder, wandb for the project.
-        name = "driving-tokens" if self.config.run.tracker == "wandb" else "tensorboard"
-        self.accelerator.init_trackers(name, init_kwargs={self.config.run.tracker: init})
-
-    def _listen_to_signals(self) -> None:
-        def ask(number: int, frame: object) -> None:
-            if self._stop_asked and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._stop_asked = True
-            self.say("stops after this step with a checkpoint; the same command goes on from there")
-
-        signal.signal(signal.SIGTERM, ask)
-        signal.signal(signal.SIGINT, ask)
+    def _save_model(self, step: int, weights: dict[str, Tensor]) -> None:
+        config = self.others["ema"].config
+        save_weights(config, weights, self.folder / "model", step=str(step), **self.provenance)
+        write_card(self.folder)
 
     def _log_averages(self, step: int, learning_rate: float) -> None:
-        names = sorted(self._sums)
-        means = torch.stack([self._sums[name] / self._counts[name] for name in names]).float()
-        means = self.accelerator.reduce(means, reduction="mean").tolist()
-        self._sums, self._counts = {}, {}
+        means, skipped, in_a_row = self._averages.take(self.accelerator)
         now = time.perf_counter()
         rate = self._images_since / (now - self._since)
         self._since, self._images_since = now, 0
-        scalars = {f"train/{name}": value for name, value in zip(names, means)}
-        bad = [name for name, value in scalars.items() if not math.isfinite(value)]
-        if bad:
-            kept = self._newest_checkpoint()
+        scalars = {f"train/{name}": value for name, value in means.items()}
+        if skipped:
+            scalars["train/skipped_steps"] = skipped
+            self.say(f"step {step}: {skipped} steps skipped since the last log, not finite")
+        if in_a_row >= self.config.training.patience:
+            frames = [self._frames[index].file_name for index in self._sampler.of_step(step - 1)[:8]]
             raise UserError(
-                f"{self.folder}: {bad[0]} is not finite at step {step}; stopped before it spoils a "
-                f"checkpoint ({f'the last good one is {kept.name}' if kept else 'there is none yet'}). Lower "
-                f"training.learning_rate or training.clip_norm and start the same command again"
+                f"{self.folder}: losses or gradients were not finite in {in_a_row} steps in a row, up to "
+                f"step {step}, stopped ({self.checkpoints.newest_name()}). Lower training.learning_rate or "
+                f"training.clip_norm and start the same command again"
+                + (f"; the step's frames: {', '.join(frames)}, …" if frames else "")
             )
         speed = {"train/learning_rate": learning_rate, "train/images_per_second": rate}
         self.log(step, {**scalars, **speed, "train/epoch": step / self.steps_per_epoch})
-        self.bar.set_postfix_str(f"loss {scalars['train/loss']:.4f}, {rate:.1f} images/s")
-
-
-def _flatten(values: dict, above: str = "") -> dict:
-    flat = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
-    return flat
+        loss = scalars.get("train/loss", math.nan)
+        self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:.1f} images/s")

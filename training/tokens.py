@@ -1,10 +1,13 @@
 """Tokens of frames, computed once for a tokenizer and a list of frames, and examples made of them."""
 
 import hashlib
+import io
 import json
-import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,17 +20,21 @@ from data.frames import (
     Draw,
     Frame,
     FrameDataset,
+    content_fingerprint,
     evaluation_loader,
-    frames_fingerprint,
     list_frames,
     to_unit_range,
 )
 from errors import UserError
+from files import holding, remove_leftovers, write_whole
 from models.sampling import MASK_SCHEDULES
 from models.storage import fingerprint, load_tokenizer
 from training.config import GeneratorConfig
+from training.precision import Precision, computing_in
+from training.speed import compile_for
 
 UNLABELLED = (None, "undefined")  # BDD100K's names for it
+AT_ONCE = 128  # images on a device, where training.device_batch_size is "auto"
 CHUNK = 1024  # frames to a file while tokens are computed; what an interruption loses at most
 BROKEN = -1  # in the place of the codes of a frame that can't be read
 
@@ -35,10 +42,10 @@ BROKEN = -1  # in the place of the codes of a frame that can't be read
 class TokenCache:
     """The codes of frames by a tokenizer, in a folder under `cache` whose name has a key of both.
 
-    `tokenizer` is a run, a model folder or a Hub id; the key is of its weights, the frames' names, and how
-    they are cut to the image (`resize`, see data.frames.cut_square). The codes are computed chunk by chunk,
-    each a file, by any number of processes on machines that share the folder, and put together when no chunk
-    is missing.
+    `tokenizer` is a run, a model folder or a Hub id; the key is of its weights, the frames' files (see
+    data.frames.content_fingerprint), how they are cut to the image (`resize`, see data.frames.cut_square),
+    and of the `precision`. The codes are computed chunk by chunk, each a file, by any number of processes on
+    machines that share the folder, and put together when no chunk is missing.
     """
 
     def __init__(
@@ -48,99 +55,154 @@ class TokenCache:
         frames: list[Frame],
         cache: str | Path,
         resize: str = "short_side",
+        precision: Precision = "fp32",
     ):
         self.tokenizer = tokenizer
+        self.precision = precision
         self.resize = resize
         self.split_folder = split_folder
         self.frames = frames
         self.weights = fingerprint(tokenizer)
-        content = f"{self.weights} {frames_fingerprint(frames)}"
-        content += "" if resize == "short_side" else f" {resize}"  # as it was before there was another
-        key = hashlib.sha256(content.encode()).hexdigest()[:12]
+        content = [self.weights, content_fingerprint(split_folder, frames), resize, precision]
+        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
         self.folder = Path(cache) / f"{Path(tokenizer).name}-{Path(split_folder).name}-{key}"
         self.chunks = [range(len(frames))[start : start + CHUNK] for start in range(0, len(frames), CHUNK)]
 
     @property
     def is_whole(self) -> bool:
         """Whether all codes are there and put together."""
-        return (self.folder / "tokens.npy").exists()
+        return (self.folder / "tokens.json").exists()
 
-    def missing(self, index: int = 0, count: int = 1) -> list[range]:
-        """The chunks of frames' places that aren't there, of each `count`-th from `index` on."""
-        if self.is_whole:
-            return []
-        return [chunk for chunk in self.chunks[index::count] if not self._path(chunk).exists()]
+    def missing(self, *parts: tuple[int, int]) -> list[range]:
+        """The chunks of frames' places that aren't there, of part (i, n) of part (i, n) … of all."""
+        chunks = [] if self.is_whole else self.chunks
+        for index, count in parts:
+            chunks = chunks[index::count]
+        return [chunk for chunk in chunks if _load_array(self._path(chunk)) is None]
 
     def compute(
-        self, accelerator: Accelerator, batch_size: int, workers: int, shard: tuple[int, int] = (0, 1)
+        self,
+        accelerator: Accelerator,
+        batch_size: int | Literal["auto"],
+        workers: int,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         """Compute the missing chunks of shard (i, n), each process its share; returns when all are done.
 
         Chunks that are done stay, wherever it is interrupted.
         """
-        index, count = shard
-        processes = accelerator.num_processes
-        chunks = self.missing(index * processes + accelerator.process_index, count * processes)
+        if accelerator.is_main_process and self.folder.exists():
+            remove_leftovers(self.folder)
+        chunks = self.missing(shard, (accelerator.process_index, accelerator.num_processes))
         if chunks:
-            self._compute(chunks, accelerator, batch_size, workers)
+            shown = accelerator.is_main_process
+            frames = [self.frames[place] for chunk in chunks for place in chunk]
+            seen = 0
+            parts = []
+            for codes in self._codes(frames, accelerator.device, batch_size, workers, shown):
+                parts.append(codes)
+                seen += len(codes)
+                while chunks and seen >= len(chunks[0]):
+                    chunk, together = chunks.pop(0), np.concatenate(parts)
+                    _save_array(self._path(chunk), together[: len(chunk)])
+                    parts, seen = [together[len(chunk) :]], seen - len(chunk)
         accelerator.wait_for_everyone()
 
+    def put_together(self) -> None:
+        """Make one file of all chunks."""
+        self._save(np.concatenate([_load_array(self._path(chunk)) for chunk in self.chunks]))
+
+    def mend(self, device: torch.device, workers: int) -> None:
+        """Look again for the frames that could not be read: it may have been a disk's bad moment.
+
+        What is left of the chunks goes.
+        """
+        remove_leftovers(self.folder, alone=True)
+        for chunk in self.chunks:
+            self._path(chunk).unlink(missing_ok=True)
+        tokens = self._load()
+        broken = np.flatnonzero(tokens[:, 0, 0] == BROKEN)
+        if len(broken):
+            frames = [self.frames[place] for place in broken]
+            codes = np.concatenate(list(self._codes(frames, device, "auto", workers, shown=False)))
+            if (codes != BROKEN).any():
+                tokens = np.array(tokens)
+                tokens[broken] = codes
+                self._save(tokens)
+
+    def load(self, strict: bool = False) -> tuple[np.ndarray, list[Frame]]:
+        """Codes int32 (N, 2, K), of each frame's centre square as it is and flipped; and the N frames.
+
+        Frames that could not be read are named and left out. Raises UserError where there are any and
+        `strict`, where no frame could be read, and where the file is damaged.
+        """
+        tokens = self._load()
+        good = tokens[:, 0, 0] != BROKEN
+        if good.all():
+            return tokens, self.frames
+        names = [f"{self.split_folder}/{self.frames[place].file_name}" for place in np.flatnonzero(~good)]
+        if not good.any():
+            raise UserError(f"{self.split_folder}: none of its {len(self.frames)} frames can be read")
+        if strict:
+            raise UserError(f"{names[0]}: not readable as a picture")
+        listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        print(f"{len(names)} frames could not be used and were skipped: {listed}", file=sys.stderr)
+        return tokens[good], [frame for frame, is_good in zip(self.frames, good) if is_good]
+
     @torch.no_grad()
-    def _compute(self, chunks: list[range], accelerator: Accelerator, batch_size: int, workers: int) -> None:
-        device = accelerator.device
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _codes(
+        self,
+        frames: list[Frame],
+        device: torch.device,
+        batch_size: int | Literal["auto"],
+        workers: int,
+        shown: bool,
+    ) -> Iterator[np.ndarray]:
+        """The frames' codes int32 (n, 2, K) in batches; BROKEN where one can't be read."""
+        batch_size = AT_ONCE if batch_size == "auto" else batch_size
         tokenizer = load_tokenizer(self.tokenizer).to(device)
-        frames = [self.frames[place] for chunk in chunks for place in chunk]
+        compile_for(2 * len(frames), tokenizer)
         dataset = FrameDataset(self.split_folder, frames, tokenizer.image_size, self.resize)
-        tokens = np.full((len(frames), 2, tokenizer.num_tokens), BROKEN, dtype=np.int32)
-        seen = begin = 0
-        bar = tqdm(
-            total=len(frames),
-            desc=f"tokens of {self.split_folder}",
-            unit="frame",
-            disable=not accelerator.is_main_process,
-        )
-        for batch in evaluation_loader(dataset, batch_size, workers):
+        bar = tqdm(total=len(frames), desc=f"tokens of {self.split_folder}", unit="frame", disable=not shown)
+        for start, batch in enumerate(evaluation_loader(dataset, batch_size, workers)):
+            first = start * batch_size
+            codes = np.full((min(batch_size, len(frames) - first), 2, tokenizer.num_tokens), BROKEN, np.int32)
             if len(batch.indices):
                 images = to_unit_range(batch.images, device)
-                codes = torch.stack([tokenizer.encode(images), tokenizer.encode(images.flip(-1))], dim=1)
-                tokens[batch.indices.numpy()] = codes.cpu().numpy()
-            seen = min(seen + batch_size, len(frames))
-            bar.update(seen - bar.n)
-            while chunks and begin + len(chunks[0]) <= seen:
-                chunk = chunks.pop(0)
-                _save_array(self._path(chunk), tokens[begin : begin + len(chunk)])
-                begin += len(chunk)
+                with computing_in(self.precision, device):
+                    both = torch.stack([tokenizer.encode(each) for each in (images, images.flip(-1))], dim=1)
+                codes[batch.indices.numpy() - first] = both.cpu().numpy()
+            bar.update(len(codes))
+            yield codes
         bar.close()
 
-    def put_together(self) -> None:
-        """Make one file of all chunks. Broken frames are left out, and named in tokens.json."""
-        tokens = np.concatenate([np.load(self._path(chunk)) for chunk in self.chunks])
-        broken = tokens[:, 0, 0] == BROKEN
+    def _save(self, tokens: np.ndarray) -> None:
+        """Write tokens.npy and, when it is there, tokens.json, which has its SHA-256."""
+        broken = np.flatnonzero(tokens[:, 0, 0] == BROKEN)
+        _save_array(self.folder / "tokens.npy", tokens)
         record = {
             "tokenizer": str(self.tokenizer),
             "tokenizer_sha256": self.weights,
+            "precision": self.precision,
             "frames": str(self.split_folder),
-            "num_frames": int((~broken).sum()),
-            "broken": [self.frames[index].file_name for index in np.flatnonzero(broken)],
+            "num_frames": len(tokens) - len(broken),
+            "broken": [self.frames[place].file_name for place in broken],
+            "tokens_sha256": _sha256(self.folder / "tokens.npy"),
         }
-        part = self.folder / "tokens.json.part"
-        part.write_text(json.dumps(record, indent=2))
-        os.replace(part, self.folder / "tokens.json")
-        _save_array(self.folder / "tokens.npy", tokens[~broken])
-        for chunk in self.chunks:
-            self._path(chunk).unlink()
+        with write_whole(self.folder / "tokens.json") as part:
+            part.write_text(json.dumps(record, indent=2))
 
-    def load(self) -> tuple[np.ndarray, list[Frame]]:
-        """Codes int32 (N, 2, K), of each frame's centre square as it is and flipped; and the N frames.
-
-        Raises UserError where no frame could be read.
-        """
-        tokens = np.load(self.folder / "tokens.npy", mmap_mode="r")
-        if len(tokens) == 0:
-            raise UserError(f"{self.split_folder}: none of its {len(self.frames)} frames can be read")
-        broken = set(json.loads((self.folder / "tokens.json").read_text())["broken"])
-        return tokens, [frame for frame in self.frames if frame.file_name not in broken]
+    def _load(self) -> np.ndarray:
+        path = self.folder / "tokens.npy"
+        try:
+            checksum = json.loads((self.folder / "tokens.json").read_text())["tokens_sha256"]
+            if _sha256(path) != checksum:
+                raise ValueError("it is not what was written")
+            return np.load(path, mmap_mode="r")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: damaged ({error}); remove {self.folder}, and its tokens are computed again"
+            ) from error
 
     def _path(self, chunk: range) -> Path:
         return self.folder / f"frames_{chunk.start:08d}_{chunk.stop:08d}.npy"
@@ -152,27 +214,57 @@ def token_caches(config: GeneratorConfig) -> dict[str, TokenCache]:
     for split, subset in (("train", data.train), ("val", data.val)):
         frames = list_frames(data.frames, split, **subset.model_dump())
         folder = Path(data.frames) / split
-        caches[split] = TokenCache(config.tokenizer, folder, frames, data.tokens, data.resize)
+        caches[split] = TokenCache(config.tokenizer, folder, frames, data.tokens, data.resize, data.precision)
     return caches
 
 
 def cached_tokens(
-    accelerator: Accelerator, cache: TokenCache, batch_size: int, workers: int
+    accelerator: Accelerator,
+    cache: TokenCache,
+    batch_size: int | Literal["auto"],
+    workers: int,
+    strict: bool = False,
 ) -> tuple[np.ndarray, list[Frame]]:
-    """What the cache loads; first, all processes compute what is missing, each its share."""
-    if not cache.is_whole:
-        cache.compute(accelerator, batch_size, workers)
+    """What the cache loads; first, all processes compute what is missing, each its share.
+
+    Of several trainings that want the same tokens one computes them, and the others wait.
+    """
+    with ExitStack() as held:
         if accelerator.is_main_process:
-            cache.put_together()
+            cache.folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(holding(cache.folder / ".lock", str(cache.folder), wait=True))
         accelerator.wait_for_everyone()
-    return cache.load()
+        if not cache.is_whole:
+            cache.compute(accelerator, batch_size, workers)
+        if accelerator.is_main_process:
+            if not cache.is_whole:
+                cache.put_together()
+            cache.mend(accelerator.device, workers)
+        accelerator.wait_for_everyone()
+    return cache.load(strict)
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        np.save(file, array)
-    os.replace(part, path)
+    """Write an array whole, with its SHA-256 behind it, which np.load passes over."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()  # into a file of its own numpy writes what fits on the disk, and says nothing
+    np.save(buffer, array)
+    with write_whole(path) as part:
+        part.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+
+
+def _load_array(path: Path) -> np.ndarray | None:
+    """The array of _save_array, or None where there is none, or a damaged one."""
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    whole = hashlib.sha256(content[:-32]).digest() == content[-32:]
+    return np.load(io.BytesIO(content)) if whole else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class TokenBatch(NamedTuple):
@@ -203,7 +295,7 @@ class TokenDataset(Dataset):
     ):
         self.tokens = tokens
         self.conditions = conditions
-        self.schedule = MASK_SCHEDULES[schedule]
+        self.schedule = schedule
         self.seed = seed
         self.flip = flip
         self.condition_dropout = condition_dropout
@@ -215,7 +307,7 @@ class TokenDataset(Dataset):
         """One sequence: codes (K,), mask (K,) and conditions (C,)."""
         rng = np.random.default_rng([self.seed, draw.epoch, draw.index])
         codes = self.tokens[draw.index, int(self.flip and rng.random() < 0.5)]
-        masked = max(1, round(len(codes) * self.schedule(rng.random())))
+        masked = max(1, round(len(codes) * MASK_SCHEDULES[self.schedule](rng.random())))
         mask = rng.permutation(len(codes)) < masked
         conditions = self.conditions[draw.index]
         dropped = rng.random(1 + len(conditions)) < self.condition_dropout

@@ -63,7 +63,24 @@ def test_video_name(name):
 
 @pytest.mark.parametrize(
     "content",
-    ['[{"name": "a.jpg", "attributes": {"weather"', '{"a": 1}', '["a"]', '[{"attributes": {}}]', "3", "\xff"],
+    [
+        '[{"name": "a.jpg", "attributes": {"weather"',
+        '{"a": 1}',
+        '["a"]',
+        "[null]",
+        '[{"attributes": {}}]',
+        '[{"name": 5}]',
+        '[{"name": "a.jpg", "attributes": ["clear"]}]',
+        '[{"name": "a.jpg", "attributes": {"weather": 5}}]',
+        '[{"name": "a.jpg", "attributes": {"weather": ["clear"]}}]',
+        '[{"name": "a.jpg", "attributes": {"weather": "\\ud800"}}]',
+        '[{"name": "a.jpg", "attributes": {"weather": "a\\nb"}}]',
+        "[" * 100_000,
+        "3",
+        "null",
+        "",
+        "\xff",
+    ],
 )
 def test_malformed_files_are_named(tmp_path, content):
     path = tmp_path / "det_train.json"

@@ -1,6 +1,7 @@
 """Frames: subsets in a stable order, the examples of each step, and pictures as they go to a network."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ from data.frames import (
     Frame,
     FrameDataset,
     collate_images,
+    content_fingerprint,
     cut_square,
     evaluation_loader,
     frames_fingerprint,
     list_frames,
 )
 from errors import UserError
+from tests.conftest import make_frames
 
 
 def names(frames):
@@ -153,3 +156,22 @@ def test_evaluation_takes_each_frame_once(frames, processes, batch_size):
             assert len(batch.images) == len(batch.indices) <= batch_size
             indices += batch.indices.tolist()
     assert sorted(indices) == list(range(7))
+
+
+def test_content_is_names_sizes_and_times(tmp_path):
+    folder = make_frames(tmp_path, train=3, val=1) / "train"
+    frames = list_frames(tmp_path, "train")
+    first = folder / frames[0].file_name
+    seen = {content_fingerprint(folder, frames)}
+    copied = content_fingerprint(folder, frames, times=False)
+    os.utime(first, ns=(1, 1))
+    seen.add(content_fingerprint(folder, frames))
+    assert content_fingerprint(folder, frames, times=False) == copied
+    seen.add(content_fingerprint(folder, frames[:2]))
+    seen.add(content_fingerprint(folder, frames[::-1]))
+    first.write_bytes(first.read_bytes() + b" ")
+    assert content_fingerprint(folder, frames, times=False) != copied
+    seen.add(content_fingerprint(folder, frames))
+    first.unlink()
+    seen.add(content_fingerprint(folder, frames))
+    assert len(seen) == 6

@@ -1,11 +1,14 @@
 """Pictures as people have them, upright and of their own brightness, against numpy and PIL."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data.frames import Frame, FrameDataset
 from data.pictures import open_picture, read_picture, shown, write_jpeg
 from errors import UserError
 
@@ -83,7 +86,54 @@ def test_what_is_transparent_lies_on_white(tmp_path):
 def test_of_an_animation_the_first(tmp_path):
     frames = [Image.fromarray(np.full((16, 16, 3), level, np.uint8)) for level in (10, 200)]
     frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
-    assert np.asarray(read_picture(tmp_path / "a.webp")).max() <= 12
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    for name in ("a.webp", "a.png"):
+        assert np.asarray(read_picture(tmp_path / name)).max() <= 12
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG file of these chunks."""
+    parts = [
+        struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_what_would_fill_the_memory_is_no_picture(tmp_path):
+    def header(side):
+        return b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+
+    pixels, end = (b"IDAT", zlib.compress(bytes(72))), (b"IEND", b"")
+    text = b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000))
+    (tmp_path / "wide.png").write_bytes(png(header(60_000), pixels, end))
+    (tmp_path / "text.png").write_bytes(png(header(8), text, pixels, end))
+    (tmp_path / "fine.png").write_bytes(png(header(8), (b"tEXt", b"a\0" + b"x" * 1000), pixels, end))
+    for name in ("wide.png", "text.png"):
+        with pytest.raises(UserError, match=f"{name}: not readable as a picture"):
+            read_picture(tmp_path / name)
+    assert read_picture(tmp_path / "fine.png").size == (8, 8)
+
+
+def test_floating_point_numbers_tell_no_brightness(tmp_path):
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "a.png", format="TIFF")
+    with pytest.raises(UserError, match=r"a\.png: of floating-point numbers"):
+        read_picture(tmp_path / "a.png")
+
+
+def test_training_reads_pictures_alike(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(scene(), 1).copy()).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    Image.fromarray((scene().mean(axis=2) * 257).astype(np.uint16)).save(tmp_path / "grey.png")
+    Image.new("1", (20000, 10000)).save(tmp_path / "bomb.png")
+    (tmp_path / "folder.jpg").mkdir()
+    names = ("turned.jpg", "grey.png", "bomb.png", "folder.jpg", "gone.jpg", "nul\0.jpg")
+    dataset = FrameDataset(tmp_path, [Frame(name, None, None, None) for name in names], 32)
+    turned, grey = (dataset[place][0].numpy().transpose(1, 2, 0).astype(int) for place in (0, 1))
+    assert np.abs(turned - scene()[:, 8:40]).mean() < 6
+    assert np.abs(grey - scene()[:, 8:40].mean(axis=2, keepdims=True)).max() <= 1
+    for place in range(2, len(names)):
+        assert dataset[place] == (None, place, {place: "not readable as a picture"})
 
 
 def test_what_is_no_picture_is_named(tmp_path, recwarn):
@@ -146,7 +196,7 @@ def test_what_would_be_too_long_for_a_jpeg_is_named(tmp_path, size, short_side):
 
 
 def test_a_path_prints_as_one_line():
-    assert shown(Path("a\nb/caf\udce9.jpg")) == "a b/caf\ufffd.jpg"
+    assert shown(Path("a\nb/caf\udce9.jpg")) == "a b/caf\\xe9.jpg"
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])

@@ -31,6 +31,7 @@ def options(root: Path, val_fraction=0.0, clips=False, limit=None) -> Namespace:
         val_fraction=val_fraction,
         limit=limit,
         shard=(0, 1),
+        labels=None,
         weather=None,
         scene=None,
         timeofday=None,
@@ -106,6 +107,8 @@ def test_names_that_are_no_utf8(tmp_path):
     assert (first, second) == ("_d0_f3_ea_e0_jpg", "_d4_ee_f2_ee_jpg") and alone == "one \ufffd"
     make(tmp_path, b"clip \xe9.mp4", b"b.mp4")
     assert names(tmp_path, val_fraction=0.5, clips=True) == ["b", "clip \ufffd"]
+    make(tmp_path, b"clip \xe8.mp4")
+    assert names(tmp_path, clips=True) == ["b", "clip _e8", "clip _e9"]
 
 
 def test_long_names_stay_apart(tmp_path):

@@ -1,4 +1,6 @@
 import random
+import re
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -6,14 +8,18 @@ import av
 import numpy as np
 import pytest
 
+from data import video
 from data.video import Clip
 from errors import UserError
 from tests.clips import (
     OPEN_GOP,
+    all_key,
     behead,
     decode_all,
     draw,
+    hide,
     read,
+    remux,
     rotate,
     trim,
     write_audio,
@@ -22,6 +28,35 @@ from tests.clips import (
 
 DRIVING = Path(__file__).parents[3] / "shared" / "driving"
 UNEVEN = [i * 33 + 400 * (i // 7) + i % 3 for i in range(60)]
+
+
+ALL_INTRA = {"codec": "mpeg4", "codec_options": {"g": "1"}}
+
+
+def two_recordings(path, start=10):
+    """One after the other in a transport stream, the second from `start` in milliseconds on."""
+    second = [draw(i) for i in range(20, 40)]
+    write_clip(path, frames=20)
+    content = path.read_bytes()
+    write_clip(path, frames=second, milliseconds=[start + 47 * i for i in range(20)])
+    path.write_bytes(content + path.read_bytes())
+    return path
+
+
+def misleading(path):
+    """With a frame in the table of key frames that is none."""
+    content = bytearray(write_clip(path).read_bytes())
+    table = content.index(b"stss") + 12  # after the version, flags and count: numbers of frames from 1
+    assert struct.unpack_from(">3I", content, table) == (1, 13, 25)
+    struct.pack_into(">I", content, table + 4, 10)
+    path.write_bytes(content)
+    return path
+
+
+def with_drops(path):
+    """AVI with empty packets in place of frames 5 to 7."""
+    path = write_clip(path.with_suffix(".mp4"), 20, **ALL_INTRA)
+    return remux(path, lambda i, packet: None if 5 <= i < 8 else packet, ".avi")
 
 
 def trimmed(path):
@@ -64,18 +99,37 @@ CLIPS = {
     ),
     "one_key_frame.mov": (lambda path: write_clip(path, codec_options={"g": "999"}), range(60)),
     "only_key_frames.mov": (lambda path: write_clip(path, codec_options={"g": "1"}), range(60)),
+    "two_recordings.ts": (two_recordings, range(40)),
+    "hidden_frames.webm": (
+        lambda path: hide(write_clip(path, 24, "libvpx", {"deadline": "realtime"}), every=8),
+        [i for i in range(24) if i % 8 != 7],
+    ),
+    "wrong_key_frame_table.mp4": (misleading, range(60)),
+    "no_key_frame_table.mp4": (lambda path: all_key(write_clip(path)), range(60)),
+    "no_key_frame_table_mpeg4.mp4": (
+        lambda path: all_key(write_clip(path, 24, "mpeg4", {"g": "12"})),
+        range(24),
+    ),
+    "dropped_frames.avi": (with_drops, [*range(5), *range(8, 20)]),
     "single_frame.mp4": (lambda path: write_clip(path, frames=1), range(1)),
 }
 
 
+# those of which no frame needs decoding from the beginning
+BY_KEY_FRAMES = [name for name in CLIPS if re.fullmatch(r"(b_frames|open_gop|edit|uneven|frag).*\.m..", name)]
+BY_KEY_FRAMES.remove("open_gop_mpeg2.mkv")
+
+
 @pytest.mark.parametrize("name", CLIPS)
-def test_frames_are_those_of_decoding_everything(tmp_path, name):
+def test_frames_are_those_of_decoding_everything(tmp_path, name, monkeypatch):
     make, numbers = CLIPS[name]
     path = make(tmp_path / name)
     expected = decode_all(path)
     assert [read(image) for image in expected] == list(numbers)
     with Clip(path) as clip:
         assert len(clip) == len(expected)
+        if name in BY_KEY_FRAMES:
+            monkeypatch.delattr(Clip, "_decode_all")
         for index in random.Random(0).sample(range(len(clip)), len(clip)):
             ((got, image),) = clip.frames([index])
             assert got == index
@@ -85,6 +139,27 @@ def test_frames_are_those_of_decoding_everything(tmp_path, name):
             assert got == index
             assert np.array_equal(image, expected[index])
         assert [index for index, _ in clip.frames(range(len(clip)))] == list(range(len(clip)))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "milliseconds"),
+    [  # a second clock goes on where the first one ended, at the clip's usual pace
+        ("a.ts", two_recordings, [*(33.3 * i for i in range(20)), *(667 + 47 * i for i in range(20))]),
+        (
+            "a.ts",
+            lambda path: two_recordings(path, 3_600_000),
+            [*(33.3 * i for i in range(20)), *(667 + 47 * i for i in range(20))],
+        ),
+        ("a.avi", with_drops, [33.3 * i for i in (*range(5), *range(8, 20))]),
+        ("a.avi", lambda path: write_clip(path, 20), [33.3 * i for i in range(20)]),
+    ],
+)
+def test_times_of_clips_that_are_decoded_whole(tmp_path, name, make, milliseconds):
+    with Clip(make(tmp_path / name)) as clip:
+        got = [clip.milliseconds(i) for i in range(len(clip))]
+        assert got == pytest.approx(milliseconds, abs=20)
+        assert clip.at(Fraction("0.5")) == max(i for i, time in enumerate(got) if time <= 500)
+        assert clip.at(Fraction(got[-1] + 60, 1000)) is None
 
 
 @pytest.mark.skipif(not DRIVING.is_dir(), reason=f"no real clips in {DRIVING}")
@@ -140,6 +215,38 @@ def test_rotated_clips_come_upright(tmp_path, matrix, store):
             assert image.shape == (96, 128, 3)
             assert read(image) == index
             assert np.array_equal(store(image), stored[index])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_pixels_that_are_not_square_come_so(tmp_path, turned):
+    images = [draw(i) if not turned else np.ascontiguousarray(np.rot90(draw(i))) for i in range(3)]
+    path = write_clip(tmp_path / "film.mp4", images, pixel_ratio=Fraction(3, 2))
+    if turned:
+        rotate(path, (0, 1, -1, 0))
+    with Clip(path) as clip:
+        for index, image in clip.frames(range(3)):
+            assert image.shape == ((144, 128, 3) if turned else (96, 192, 3))
+            assert read(image) == index
+
+
+def test_pixels_of_no_camera_are_an_error(tmp_path):
+    path = write_clip(tmp_path / "film.mp4", 3, pixel_ratio=Fraction(9))
+    with Clip(path) as clip, pytest.raises(UserError, match=r"film\.mp4: says that its pixels are 9 times"):
+        list(clip.frames([0]))
+
+
+@pytest.mark.parametrize("preview", [[draw(99, 64, 48)] * 3, [draw(99, 256, 192)]])
+def test_a_preview_or_a_poster_is_not_the_clip(tmp_path, preview):
+    path = write_clip(tmp_path / "clip.mp4", 14, preview=preview)
+    with Clip(path) as clip:
+        assert [read(image) for _, image in clip.frames(range(14))] == list(range(14))
+
+
+def test_a_clip_that_decodes_to_other_frames_than_it_tells_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "ONE_FRAME_A_PACKET", ("vp8",))  # as if of these no codec hid frames
+    path = hide(write_clip(tmp_path / "clip.webm", 24, "libvpx", {"deadline": "realtime"}), every=8)
+    with Clip(path) as clip, pytest.raises(UserError, match=r"clip\.webm: decodes to other frames"):
+        list(clip.frames([20]))
 
 
 def test_choosing_frames(tmp_path):

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 import torch
 
 from metrics.features import FeatureCache, FeatureSet
@@ -24,44 +23,28 @@ def test_features_come_in_the_order_of_updates():
     assert FeatureSet([Means()]).features()["means"].shape == (0, 3)
 
 
-@pytest.fixture
-def frames(tmp_path):
-    """A folder of two frames, which a cache only asks for their length."""
-    folder = tmp_path / "frames" / "val"
-    folder.mkdir(parents=True)
-    (folder / "a.jpg").write_bytes(b"12")
-    (folder / "b.jpg").write_bytes(b"345")
-    return folder
+def cache(tmp_path, content="these"):
+    return FeatureCache(content, (tmp_path / "frames" / ".features", tmp_path / "run" / ".features"))
 
 
-def cache(frames, names=("a.jpg", "b.jpg"), size=32):
-    folders = (frames.parent / ".features", frames.parent.parent / "run" / ".features")
-    return FeatureCache(frames, list(names), size, "short_side", folders)
-
-
-def test_a_cache_gives_back_what_it_got(frames):
+def test_a_cache_gives_back_what_it_got(tmp_path):
     features = torch.randn(2, 3)
-    assert cache(frames).load("means") is None
-    cache(frames).save("means", features)
-    assert torch.equal(cache(frames).load("means"), features)
-    assert [path.suffix for path in (frames.parent / ".features").iterdir()] == [".npz"]
+    assert cache(tmp_path).load("means") is None
+    cache(tmp_path).save("means", features)
+    assert torch.equal(cache(tmp_path).load("means"), features)
+    assert [path.suffix for path in (tmp_path / "frames" / ".features").iterdir()] == [".npz"]
 
 
-def test_other_frames_sizes_and_extractors_are_not_taken_for_it(frames):
-    cache(frames).save("means", torch.randn(2, 3))
-    assert cache(frames).load("others") is None
-    assert cache(frames, size=64).load("means") is None
-    assert cache(frames, ("a.jpg",)).load("means") is None
-    assert cache(frames, ("b.jpg", "a.jpg")).load("means") is None
-    (frames / "b.jpg").write_bytes(b"extracted again")
-    assert cache(frames).load("means") is None
-    (frames / "b.jpg").unlink()
-    assert cache(frames).load("means") is None
+def test_other_images_and_extractors_are_not_taken_for_it(tmp_path):
+    cache(tmp_path).save("means", torch.randn(2, 3))
+    assert cache(tmp_path).load("others") is None
+    assert cache(tmp_path, "others").load("means") is None
 
 
-def test_frames_that_cannot_be_written_are_kept_elsewhere(frames):
-    (frames.parent / ".features").write_text("a file where the folder would be")
+def test_what_cannot_be_written_is_kept_elsewhere(tmp_path):
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / ".features").write_text("a file where the folder would be")
     features = torch.randn(2, 3)
-    cache(frames).save("means", features)
-    assert torch.equal(cache(frames).load("means"), features)
-    assert len(list((frames.parent.parent / "run" / ".features").iterdir())) == 1
+    cache(tmp_path).save("means", features)
+    assert torch.equal(cache(tmp_path).load("means"), features)
+    assert len(list((tmp_path / "run" / ".features").iterdir())) == 1

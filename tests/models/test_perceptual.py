@@ -8,12 +8,13 @@ from urllib.error import URLError
 import lpips
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.models import convnext_small
 from torchvision.transforms.v2 import functional as transforms
 
 from errors import UserError
-from models.perceptual import LPIPS, ConvNeXtLogits
+from models.perceptual import LPIPS, ConvNeXtLogits, resize
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +210,15 @@ def test_broken_and_foreign_files(vgg_file, tmp_path):
         assert message.startswith(f"{path}: ") and complaint in message and "losses.lpips_weights" in message
         assert "\n" not in message and len(message) < 500
     assert not intrusion.exists()
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (72, 56), (448, 224)])
+def test_resizing_is_torchs_own(shape):
+    """And so is its gradient."""
+    images = torch.rand(2, 3, *shape, requires_grad=True)
+    theirs = F.interpolate(images, size=(224, 224), mode="bilinear", antialias=True)
+    weights = torch.rand(2, 3, 224, 224)
+    results = [
+        [each, *torch.autograd.grad((each * weights).sum(), images)] for each in (resize(images, 224), theirs)
+    ]
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)

@@ -40,7 +40,7 @@ def test_what_evaluate_saves_is_a_result(root):
     folder = root / "mae_64"
     frames = SimpleNamespace(
         run=read_run(folder),
-        arguments=SimpleNamespace(seed=0, as_run=False),
+        arguments=SimpleNamespace(seed=0, as_run=False, precision="fp32"),
         folder=Path("frames"),
         listed=[],
     )

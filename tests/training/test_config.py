@@ -189,3 +189,44 @@ def test_other_generators_differ_in_nothing_else(name):
     config, study = shipped(name), shipped("maskgit_mae_64")
     assert config.model == study.model.model_copy(update=OTHER_GENERATORS[name])
     assert config.model_copy(update={"model": study.model, "run": study.run}) == study
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "run: {name: .}",
+        "run: {name: ../..}",
+        "run: {name: a/b}",
+        'run: {name: ""}',
+        'run: {name: "a\\nb"}',
+        "run: {seed: 99999999999999999999999}",
+        "data: {train: {count: true}}",
+        "data: {train: {weather: [clear, clear]}}",
+        "training: {learning_rate: .inf}",
+        "training: {learning_rate: .nan}",
+        "training: {learning_rate: 1.0e+308}",
+        "training: {betas: [1, 1]}",
+        "training: {ema_decay: 1.5}",
+        "training: {max_steps: 1, max_steps: 2}",
+        "model: {image_size: 100000}",
+        "model: {kind: [1]}",
+        "model: !!bool maybe",
+        "base: [tokenizer.yaml]",
+        '"a\\nb": 1',
+        "run: {name: 2026-13-45}\nrun: {}",
+        "[" * 2000,
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(tmp_path, text):
+    write(tmp_path, "odd.yaml", text)
+    with pytest.raises(UserError) as caught:
+        load_config(
+            tmp_path / "odd.yaml", TokenizerConfig, [] if "max_steps" in text else ["training.max_steps=1"]
+        )
+    assert "odd.yaml" in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_a_config_is_utf8(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes("run: {name: straße}".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.yaml: not YAML: not UTF-8"):
+        load_config(tmp_path / "latin.yaml", TokenizerConfig)

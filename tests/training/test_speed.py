@@ -73,8 +73,11 @@ def test_results_stay(workplace, kind, options):
     same = ["model.dropout=0"] if kind == "generator" else ["losses.adversarial_start=1"]
     plain = train(workplace, kind, f"{kind}-plain", *same)
     settings = [f"training.{option}=true" for option in options]
+    counters.clear()
     other = train(workplace, kind, "-".join([kind, *options]), *settings, *same)
     assert len(plain) == len(other) == 4
+    assert (counters["stats"]["unique_graphs"] > 0) == ("compile" in options)
+    assert not counters["graph_break"] and not counters["recompile_limit"]
     names = {"train/loss", "train/gradient_norm"}
     if kind != "generator":
         names |= {"train/discriminator", "train/discriminator_gradient_norm"}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from data.frames import Draw, Frame, FrameDataset, list_frames
 from errors import UserError
@@ -96,3 +97,61 @@ def test_a_broken_frame_leaves_the_others_their_places(tmp_path):
         dataset = FrameDataset(folder / "train", frames, 32)
         images = torch.stack([dataset[index][0] for index in range(5)]) / 255
         assert torch.equal(torch.tensor(tokens[:, 0]).long(), tokenizer.encode(images))
+
+
+@pytest.fixture
+def cache_of(tmp_path):
+    """The frames folder of 6 and 1, a tiny tokenizer of it, and what reads its tokens' cache."""
+    folder = make_frames(tmp_path / "frames", train=6, val=1)
+    small = {"width": 32, "depth": 1, "heads": 2}
+    save_model(
+        TiTok(32, 8, 8, encoder=small, decoder=small, quantizer={"codebook_size": 64}), tmp_path / "tokenizer"
+    )
+
+    def read(strict=False):
+        frames = list_frames(folder, "train")
+        cache = TokenCache(tmp_path / "tokenizer", folder / "train", frames, tmp_path / "tokens")
+        return *cached_tokens(Accelerator(), cache, batch_size=4, workers=0, strict=strict), cache
+
+    return folder / "train", read
+
+
+def test_a_frame_that_could_not_be_read_comes_back(cache_of, monkeypatch, capsys):
+    """A network disk had a bad moment: the file is what it was, and reading it failed."""
+    folder, read = cache_of
+    victim = folder / list_frames(folder.parent, "train")[1].file_name
+    opened = Image.open
+
+    def fails(path, *arguments, **options):
+        if path == victim:
+            raise OSError(5, "Input/output error")
+        return opened(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", fails)
+        assert len(read()[0]) == 5
+        assert f"1 frames could not be used and were skipped: {victim}" in capsys.readouterr().err
+        with pytest.raises(UserError, match=victim.name):
+            read(strict=True)
+    tokens, frames, _ = read(strict=True)
+    assert len(tokens) == len(frames) == 6 and (tokens >= 0).all()
+
+
+def test_frames_replaced_under_their_names_have_other_tokens(cache_of):
+    folder, read = cache_of
+    *_, before = read()
+    names = [folder / frame.file_name for frame in list_frames(folder.parent, "train")]
+    names[0].write_bytes(names[1].read_bytes())
+    tokens, _, after = read()
+    assert after.folder != before.folder and np.array_equal(tokens[0], tokens[1])
+
+
+def test_a_flipped_byte_in_the_tokens_is_noticed(cache_of):
+    _, read = cache_of
+    *_, cache = read()
+    path = cache.folder / "tokens.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"tokens.npy: damaged .* remove .*computed again"):
+        read()
