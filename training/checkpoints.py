@@ -133,10 +133,12 @@ def _read(folder: Path) -> Checkpoint:
     """Read a checkpoint, every file against its checksum. Raises UserError naming what is wrong."""
     try:
         record = json.loads((folder / "run.json").read_text())
+        if record.keys() == {"step", "data_key"}:
+            raise UserError(f"{folder}: written by an earlier version of these scripts")
         step, checksums = record["step"], record["sha256"]
         if f"step_{step:08d}" != folder.name:
             raise ValueError(f"it is of step {step}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / 'run.json'}: not readable ({type(error).__name__}: {error})") from error
     state = {}
     for name, checksum in checksums.items():
