@@ -332,10 +332,11 @@ def evaluate(
         raise UserError(f"{val_set.folder}: none of its frames can be read")
 
     if run.is_main:
-        pairs = torch.cat(samples)[:SAMPLE_IMAGES]
-        grid = make_grid(pairs.transpose(0, 1).flatten(0, 1), nrow=len(pairs), pad_value=1)
-        (run.folder / "samples").mkdir(exist_ok=True)
-        save_image(grid, run.folder / "samples" / f"step_{step:08d}.png")
+        if samples:  # none of this process's share may be readable
+            pairs = torch.cat(samples)[:SAMPLE_IMAGES]
+            grid = make_grid(pairs.transpose(0, 1).flatten(0, 1), nrow=len(pairs), pad_value=1)
+            (run.folder / "samples").mkdir(exist_ok=True)
+            save_image(grid, run.folder / "samples" / f"step_{step:08d}.png")
         analysis.save(run.folder, step, tokenizer.quantizer.codes_as_used())
     scalars = {f"val/{name}": value for name, value in zip(names, (sums[:-1] / sums[-1]).tolist())}
     usage = analysis.usage

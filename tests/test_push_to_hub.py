@@ -73,7 +73,7 @@ def test_tokenizer_there_and_back(runs, hub):
     for name, content in repository.files.items():
         assert content == (runs / "tok" / "model" / name).read_bytes()
     card = ModelCard(repository.files["README.md"].decode())
-    assert card.data.library_name == "driving-tokens"
+    assert card.data.to_dict()["library_name"] == "driving-tokens"
     assert printed.splitlines()[-1] in card.text
 
     images = torch.rand(4, 3, 32, 32)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.frames import list_frames
 from errors import UserError
 from files import holding
 from models import load_tokenizer
@@ -291,6 +292,15 @@ def test_broken_frames_are_skipped_and_named(workplace, frames, tmp_path):
     assert all(victim.name in output for victim in victims)
     message = train(workplace, "strict", f"data.frames={broken}", "data.strict=true", fails=True)
     assert any(f"error: {victim}" in message for victim in victims)
+
+
+def test_a_process_may_have_no_validation_frame_to_read(workplace, frames, tmp_path):
+    """The first, which draws the samples, of two: its share is every other frame of the list."""
+    folder = shutil.copytree(frames, tmp_path / "frames")
+    for frame in list_frames(folder, "val")[::2]:
+        (folder / "val" / frame.file_name).write_bytes(b"")
+    train(workplace, "first_has_none", f"data.frames={folder}", processes=2)
+    assert "val/psnr" in metrics(workplace, "first_has_none")[-1]
 
 
 # --- the study's recipe -------------------------------------------------------------------------------------
