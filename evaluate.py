@@ -80,13 +80,17 @@ def main() -> None:
     accelerator = Accelerator()
     failures = []
     for run, metrics in what_to_do(arguments):
-        if accelerator.is_main_process and (run.folder / "eval").is_dir():
-            remove_leftovers(run.folder / "eval")
+        results = run.folder / "eval"
+        if accelerator.is_main_process and results.is_dir() and os.access(results, os.W_OK):
+            remove_leftovers(results)
         measure = measure_generator if run.is_generator else measure_tokenizer
         with torch.inference_mode(), computing_in(arguments.precision, accelerator.device):
             measure(accelerator, run, metrics, arguments, failures)
         if accelerator.is_main_process:
-            write_card(run.folder)
+            try:
+                write_card(run.folder)
+            except OSError as error:
+                failures.append(f"{run.folder}'s card: not written ({error.strerror})")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if failures:
@@ -189,7 +193,7 @@ def measure_tokenizer(
         return
     tokenizer = load_tokenizer(run.folder).to(accelerator.device)
     usage = CodebookUsage(tokenizer.codebook_size, accelerator.device)
-    frames = ValidationFrames(accelerator, run, tokenizer.image_size, arguments)
+    frames = ValidationFrames(accelerator, run, tokenizer.image_size, arguments, failures)
     compile_for(len(frames.listed), tokenizer)
     kept, real = frames.features(extractors)
     made = FeatureSet(unique(extractors))
@@ -216,7 +220,7 @@ def measure_tokenizer(
         for name, result in results.items():
             save_result(frames, name, result, num_images)
         frames.keep(real)
-        save_feature_results(frames, extractors, made, kept | real, failures)
+        save_feature_results(frames, extractors, made, kept | real)
 
 
 def measure_generator(
@@ -231,7 +235,7 @@ def measure_generator(
     if not extractors and not set(metrics) & set(NOT_OF_ALL):
         return
     generator, tokenizer = (network.to(accelerator.device) for network in load_with_tokenizer(run))
-    frames = ValidationFrames(accelerator, run, tokenizer.image_size, arguments)
+    frames = ValidationFrames(accelerator, run, tokenizer.image_size, arguments, failures)
     compile_for(arguments.num or len(frames.listed), generator, tokenizer)
     real, missing = frames.features(extractors)
     if missing.extractors:
@@ -254,12 +258,12 @@ def measure_generator(
             if accelerator.is_main_process:
                 parts = [load_features(path) for path in files.values()]
                 made = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-                save_feature_results(frames, extractors, made, real, failures)
+                save_feature_results(frames, extractors, made, real)
                 shutil.rmtree(folder)
     if "fill" in metrics:
         measure_fill(accelerator, frames, generator, tokenizer, to_fill, real)
     if "locality" in metrics:
-        measure_locality(accelerator, frames, generator, tokenizer, failures)
+        measure_locality(accelerator, frames, generator, tokenizer)
 
 
 def generated_parts(
@@ -385,7 +389,6 @@ def measure_locality(
     frames: "ValidationFrames",
     generator: MaskGIT,
     tokenizer: Tokenizer,
-    failures: list[str],
 ) -> None:
     """Edit a random box of each of the first validation frames, and measure where the image changes.
 
@@ -413,7 +416,7 @@ def measure_locality(
     area = random_box(size, 0, 0).area / size**2  # of each
     share = share_inside(inside, outside, area)
     if share is None:
-        failures.append("--locality: no edit changed anything; the generator fills in what was there")
+        frames.failures.append("--locality: no edit changed anything; the generator fills in what was there")
     elif accelerator.is_main_process:
         result = {
             "value": share,
@@ -439,8 +442,16 @@ def spread(places: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
 class ValidationFrames:
     """The validation frames of a run's config: their images, and their features where these are kept."""
 
-    def __init__(self, accelerator: Accelerator, run: FinishedRun, size: int, arguments: argparse.Namespace):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        run: FinishedRun,
+        size: int,
+        arguments: argparse.Namespace,
+        failures: list[str],
+    ):
         self.accelerator = accelerator
+        self.failures = failures  # what can't be measured, or kept
         self.run = run
         self.size = size
         self.arguments = arguments
@@ -569,9 +580,8 @@ def save_feature_results(
     extractors: dict[str, nn.Module],
     made: dict[str, Tensor],
     real: dict[str, Tensor],
-    failures: list[str],
 ) -> None:
-    """Compute and save each metric on features (n, dim); sets too small for it go to `failures`."""
+    """Compute and save each metric on features (n, dim); sets too small for it are failures."""
     for name, extractor in extractors.items():
         sides = [side[extractor.name].to(frames.accelerator.device) for side in (made, real)]
         try:
@@ -584,7 +594,7 @@ def save_feature_results(
             else:
                 result = {"value": frechet_distance(*sides)}
         except UserError as error:
-            failures.append(f"{option(name)}: {error}")
+            frames.failures.append(f"{option(name)}: {error}")
             continue
         result["num_real"] = len(sides[1])
         own_name = RANDOM_NAMES[name] if extractor.is_random else name
@@ -594,7 +604,7 @@ def save_feature_results(
 def save_result(
     frames: ValidationFrames, name: str, result: dict, num_images: int, extractor: nn.Module | None = None
 ) -> None:
-    """Write eval/<name>.json in the run's folder and print the value."""
+    """Print the value, and write eval/<name>.json in the run's folder; where that can't be is a failure."""
     run, arguments = frames.run, frames.arguments
     name += as_run.SUFFIX if arguments.as_run else ""
     record = {
@@ -620,12 +630,14 @@ def save_result(
     note = (
         f"; fewer than {FEW_IMAGES:,} images bias it, compare it only with a value on as many" if few else ""
     )
-    # before it is written, which may fail
     print(f"{run.folder}: {name} {result['value']:.4f} on {num_images:,} images, step {run.step}{note}")
     path = run.folder / "eval" / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    with write_whole(path) as part:
-        part.write_text(json.dumps(record, indent=2) + "\n")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with write_whole(path) as part:
+            part.write_text(json.dumps(record, indent=2) + "\n")
+    except OSError as error:
+        frames.failures.append(f"{path}: not written ({error.strerror})")
 
 
 def option(metric: str) -> str:

@@ -148,7 +148,8 @@ def train_step(run: Run, networks: Networks, micro_batches: list[TokenBatch], st
             loss = masked_token_loss(logits, batch.codes, weight, model.label_smoothing) / weight_each
         (loss / run.accumulation).backward()
         run.add(loss=loss, accuracy=right_tokens(logits, batch) / masked_each)
-    run.add(gradient_norm=run.clip_and_step(generator, run.optimizers[0]))
+    (norm,) = run.clip_and_step((generator, run.optimizers[0]))
+    run.add(gradient_norm=norm)
     networks.ema.update(generator, step)
 
 

@@ -217,9 +217,11 @@ def train_step(
     if step <= run.config.training.freeze_encoder_steps:
         for parameter in networks.frozen_at_first:
             parameter.grad = None  # the optimizer passes over it
-    run.add(gradient_norm=run.clip_and_step(tokenizer, optimizer))
+    updates = {"gradient_norm": (tokenizer, optimizer)}
     if adversarial:
-        run.add(discriminator_gradient_norm=run.clip_and_step(discriminator, discriminator_optimizer))
+        updates["discriminator_gradient_norm"] = (discriminator, discriminator_optimizer)
+    run.add(**dict(zip(updates, run.clip_and_step(*updates.values()))))
+    if adversarial:
         networks.lecam.update(*run.means_over_processes(real_logits, fake_logits))
     networks.ema.update(tokenizer, step)
 

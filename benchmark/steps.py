@@ -82,7 +82,7 @@ def update(run: Run, network: nn.Module, ema: nn.Module) -> Callable[[], None]:
     def work() -> None:
         for parameter, gradient in zip(parameters, gradients):
             parameter.grad = gradient
-        run.clip_and_step(network, run.optimizers[0])
+        run.clip_and_step((network, run.optimizers[0]))
         ema.update(network, 1)
 
     return work

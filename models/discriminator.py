@@ -23,7 +23,10 @@ class PatchGAN(nn.Module):
             stride = 2 if layer < layers else 1
             blocks += [
                 nn.Conv2d(width, wider, kernel_size=4, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(wider) if norm == "batch" else nn.GroupNorm(16, wider),
+                # it only ever trains, so that running means would be for nobody
+                nn.BatchNorm2d(wider, track_running_stats=False)
+                if norm == "batch"
+                else nn.GroupNorm(16, wider),
                 nn.LeakyReLU(0.2),
             ]
             width = wider
@@ -100,6 +103,9 @@ class LeCam(nn.Module):
 
     @torch.no_grad()
     def update(self, real_mean: Tensor, fake_mean: Tensor) -> None:
-        """Move the running means towards a whole step's mean logits (scalars over all processes)."""
-        self.real.lerp_(real_mean.float(), 1 - self.decay)
-        self.fake.lerp_(fake_mean.float(), 1 - self.decay)
+        """Move the running means towards a whole step's mean logits (scalars over all processes).
+
+        One that is not finite leaves its mean as it is.
+        """
+        for running, mean in ((self.real, real_mean.float()), (self.fake, fake_mean.float())):
+            running.lerp_(mean.where(mean.isfinite(), running), 1 - self.decay)

@@ -268,6 +268,19 @@ def test_the_precision_is_noted_and_is_the_networks(workplace):
     assert exact["value"] != rounded["value"] == pytest.approx(exact["value"], rel=0.05)
 
 
+def test_what_cannot_be_written_is_printed(workplace):
+    """A value that took hours, in a run of somebody else's: a file is where the folder would be."""
+    run = workplace / "runs" / "not_mine"
+    shutil.copytree(workplace / "runs" / "tok", run, ignore=shutil.ignore_patterns("eval"))
+    (run / "eval").touch()
+    printed = evaluate(run, "--psnr", "--ssim", "--workers", 0, fails=True)
+    assert f"{run}: psnr " in printed and f"{run}: ssim " in printed
+    last = printed.splitlines()[-1]
+    assert last.startswith("error: ") and all(
+        f"{name}.json: not written (" in last for name in ("psnr", "ssim")
+    )
+
+
 def test_locality_of_edits(workplace, conditional):
     """Of the first frames, each with a box and conditions of its own."""
     evaluate(conditional, "--locality", "--num", 5, "--seed", 2, "--batch-size", 3, "--workers", 0)

@@ -14,7 +14,6 @@ class Averages:
     def __init__(self, device: torch.device):
         self._sums: dict[tuple[str, ...], Tensor] = {}  # (2, n) of n scalars: their sums, and how many
         self._skipped = self._in_a_row = torch.zeros((), device=device)
-        self._updates: list[Tensor] = []  # of this step: 1 where one was not finite, else 0
 
     def add(self, **scalars: Tensor) -> None:
         """Note scalars of a micro-batch; those that are not finite are left out."""
@@ -24,16 +23,10 @@ class Averages:
         names = tuple(scalars)
         self._sums[names] = self._sums[names] + added if names in self._sums else added
 
-    def add_update(self, not_finite: Tensor) -> None:
-        """Note whether an update was skipped, 1 or 0."""
-        self._updates.append(not_finite)
-
-    def end_step(self) -> None:
-        """Count the step as skipped where one of its updates was."""
-        skipped = torch.stack(self._updates).amax()
-        self._updates.clear()
-        self._in_a_row = (self._in_a_row + 1) * skipped
-        self._skipped = self._skipped + skipped
+    def add_step(self, not_finite: Tensor) -> None:
+        """Count a step, as skipped where it was not finite, 1 or 0."""
+        self._in_a_row = (self._in_a_row + 1) * not_finite
+        self._skipped = self._skipped + not_finite
 
     def take(self, accelerator: Accelerator) -> tuple[dict[str, float], int, int]:
         """The means over steps and processes, by name; the steps skipped since last time, and in a row."""
@@ -62,6 +55,5 @@ class Averages:
             same = len(of_processes) == accelerator.num_processes
             mine = of_processes[accelerator.process_index] if same else of_processes.mean(dim=0)
             own[name] = mine.to(accelerator.device)
-        self._updates.clear()
         self._skipped, self._in_a_row = own.pop("skipped").unbind()
         self._sums = {tuple(name.split("/")): sums for name, sums in own.items()}

@@ -311,19 +311,24 @@ class Run:
                 group["lr"] = rate * group.get("rate", 1.0)
         return rate
 
-    def clip_and_step(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
-        """One update from the accumulated gradients, clipped to `clip_norm`; returns their norm before.
+    def clip_and_step(self, *updates: tuple[nn.Module, torch.optim.Optimizer]) -> list[Tensor]:
+        """Update networks from their accumulated gradients, each clipped to `clip_norm`; returns their norms.
 
-        Where that is not finite, nothing is changed.
+        Where one of those is not finite, none is changed.
         """
         clip_norm = self.config.training.clip_norm or math.inf
-        norm = checkpoints.whole(nn.utils.clip_grad_norm_(network.parameters(), clip_norm))
-        # as torch's GradScaler tells the fused optimizer, on the device, that there is nothing to learn
-        optimizer.found_inf = 1.0 - norm.isfinite().float()
-        self._averages.add_update(optimizer.found_inf)
-        optimizer.step()
-        optimizer.zero_grad()
-        return norm
+        norms = [
+            checkpoints.whole(nn.utils.clip_grad_norm_(network.parameters(), clip_norm))
+            for network, _ in updates
+        ]
+        not_finite = 1.0 - torch.stack(norms).isfinite().all().float()
+        self._averages.add_step(not_finite)
+        for _, optimizer in updates:
+            # as torch's GradScaler tells the fused optimizer, on the device, that there is nothing to learn
+            optimizer.found_inf = not_finite
+            optimizer.step()
+            optimizer.zero_grad()
+        return norms
 
     def means_over_processes(self, *scalars: list[Tensor]) -> list[Tensor]:
         """The mean of each list of scalars, and over all processes."""
@@ -336,7 +341,6 @@ class Run:
         last = step == self.last_step
         log = last or step % training.log_every == 0
         self._images_since += training.global_batch_size
-        self._averages.end_step()
         stop = self._stop.asked()
         if self.processes > 1:
             stop = log and bool(self.accelerator.reduce(torch.tensor(float(stop), device=self.device)) > 0)

@@ -130,24 +130,22 @@ class TokenCache:
                 tokens[broken] = codes
                 self._save(tokens)
 
-    def load(self, strict: bool = False) -> tuple[np.ndarray, list[Frame]]:
+    def load(self, strict: bool = False) -> tuple[np.ndarray, list[Frame], list[str]]:
         """Codes int32 (N, 2, K), of each frame's centre square as it is and flipped; and the N frames.
 
-        Frames that could not be read are named and left out. Raises UserError where there are any and
-        `strict`, where no frame could be read, and where the file is damaged.
+        Frames that could not be read are left out; the third value has their paths. Raises UserError where
+        there are any and `strict`, where no frame could be read, and where the file is damaged.
         """
         tokens = self._load()
         good = tokens[:, 0, 0] != BROKEN
         if good.all():
-            return tokens, self.frames
-        names = [f"{self.split_folder}/{self.frames[place].file_name}" for place in np.flatnonzero(~good)]
+            return tokens, self.frames, []
+        broken = [f"{self.split_folder}/{self.frames[place].file_name}" for place in np.flatnonzero(~good)]
         if not good.any():
             raise UserError(f"{self.split_folder}: none of its {len(self.frames)} frames can be read")
         if strict:
-            raise UserError(f"{names[0]}: not readable as a picture")
-        listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        print(f"{len(names)} frames could not be used and were skipped: {listed}", file=sys.stderr)
-        return tokens[good], [frame for frame, is_good in zip(self.frames, good) if is_good]
+            raise UserError(f"{broken[0]}: not readable as a picture")
+        return tokens[good], [frame for frame, is_good in zip(self.frames, good) if is_good], broken
 
     @torch.no_grad()
     def _codes(
@@ -225,9 +223,10 @@ def cached_tokens(
     workers: int,
     strict: bool = False,
 ) -> tuple[np.ndarray, list[Frame]]:
-    """What the cache loads; first, all processes compute what is missing, each its share.
+    """The cache's codes and their frames; first, all processes compute what is missing, each its share.
 
-    Of several trainings that want the same tokens one computes them, and the others wait.
+    Frames that could not be read are left out, and named. Of several trainings that want the same tokens one
+    computes them, and the others wait.
     """
     with ExitStack() as held:
         if accelerator.is_main_process:
@@ -241,7 +240,11 @@ def cached_tokens(
                 cache.put_together()
             cache.mend(accelerator.device, workers)
         accelerator.wait_for_everyone()
-    return cache.load(strict)
+    tokens, frames, broken = cache.load(strict)
+    if broken and accelerator.is_main_process:
+        listed = ", ".join(broken[:5]) + (", …" if len(broken) > 5 else "")
+        print(f"{len(broken)} frames could not be used and were skipped: {listed}", file=sys.stderr)
+    return tokens, frames
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:

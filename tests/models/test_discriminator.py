@@ -76,6 +76,7 @@ def test_lecam_penalty_and_running_means():
     lecam.update(torch.tensor(1.0), torch.tensor(-1.0))
     assert lecam.real.item() == pytest.approx(0.9 * 0.3 + 0.1)
     assert lecam.fake.item() == pytest.approx(0.9 * -0.5 - 0.1)
+    lecam.update(torch.tensor(torch.nan), torch.tensor(torch.inf))  # of a step that is skipped
     expected = ((2 + 0.55) ** 2 + 0) / 2 + ((0.37 + 2) ** 2 + 0) / 2
     assert lecam.penalty(real, fake).item() == pytest.approx(expected)
     assert set(lecam.state_dict()) == {"real", "fake"}

@@ -10,9 +10,18 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from data.frames import Draw, FrameDataset, collate_images, leave_signals_to_parent, list_frames
+import train_tokenizer
+from data.frames import (
+    Draw,
+    FrameDataset,
+    ImageBatch,
+    collate_images,
+    leave_signals_to_parent,
+    list_frames,
+)
 from errors import UserError
 from tests.conftest import TINY_TOKENIZER
+from training.checkpoints import require_finite
 from training.config import TokenizerConfig, load_config
 from training.optimizer import build_optimizer
 from training.run import Run
@@ -106,7 +115,7 @@ def train_scale(run, inputs):
         loss = (network.weight * value).sum()
         loss.backward()
         run.add(loss=loss)
-        run.clip_and_step(network, optimizer)
+        run.clip_and_step((network, optimizer))
         run.end_step(step, run.set_learning_rate(step))
         weights.append(network.weight.item())
     return weights, optimizer.state[network.weight]
@@ -132,3 +141,26 @@ def test_a_run_stops_after_its_patience_and_names_the_frames(tmp_path, frames):
         train_scale(run, [1.0, math.nan, math.nan, 1.0])
     order = np.random.default_rng([42, 0]).permutation(20)
     assert listed[order[16]].file_name in str(caught.value)  # the first of step 3, of 8 frames each
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_a_tokenizers_step_that_is_not_finite_changes_neither_network(tmp_path, frames, norm, monkeypatch):
+    """Nor what else would be spoiled for good: the adversary's statistics, the average."""
+    (tmp_path / "tiny.yaml").write_text(TINY_TOKENIZER.format(frames=frames, runs=tmp_path))
+    run = Run(load_config(tmp_path / "tiny.yaml", TokenizerConfig, [f"discriminator.norm={norm}"]))
+    run.plan(20, "made for a test")
+    networks = train_tokenizer.Networks(run)
+    batch = ImageBatch(torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8), {})
+    train_tokenizer.train_step(run, networks, [batch], [], step=2)
+    before = run.state(keep=True)
+
+    terms = train_tokenizer.reconstruction_terms
+    monkeypatch.setattr(
+        train_tokenizer, "reconstruction_terms", lambda *of: {k: v * math.nan for k, v in terms(*of).items()}
+    )
+    train_tokenizer.train_step(run, networks, [batch], [], step=3)
+    after = run.state(keep=True)
+    require_finite(after, tmp_path)
+    for name in ("model", "model_optimizer", "discriminator", "discriminator_optimizer"):
+        for key, value in before[name].items():
+            assert torch.equal(value, after[name][key]), (name, key)

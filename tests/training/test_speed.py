@@ -155,10 +155,12 @@ def test_bfloat16_is_float32_within_its_precision(workplace, frames):
     def keep_scalars(**scalars):
         logged[-1] |= {name: value.item() for name, value in scalars.items()}
 
-    def keep_gradients(network, optimizer):
-        gradients[-1] += [weight.grad.clone() for weight in network.parameters() if weight.grad is not None]
-        optimizer.zero_grad()
-        return torch.zeros(())
+    def keep_gradients(*updates):
+        for network, optimizer in updates:
+            weights = network.parameters()
+            gradients[-1] += [weight.grad.clone() for weight in weights if weight.grad is not None]
+            optimizer.zero_grad()
+        return [torch.zeros(()) for _ in updates]
 
     run.add, run.clip_and_step = keep_scalars, keep_gradients
     for bf16 in (False, True):
