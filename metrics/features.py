@@ -59,12 +59,14 @@ class FeatureCache:
         return None
 
     def save(self, extractor: str, features: Tensor) -> None:
-        """Keep features (n, dim) in the first of the folders that can be written."""
-        first, second = (folder / self._name(extractor) for folder in self.folders)
-        try:
-            save_features(first, {extractor: features})
-        except OSError:  # somebody else's frames, read-only
-            save_features(second, {extractor: features})
+        """Keep features (n, dim) in the first of the folders that can be written, if one can."""
+        for folder in self.folders:
+            try:
+                save_features(folder / self._name(extractor), {extractor: features})
+                return
+            except OSError:  # somebody else's frames, or a full disk
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # made for nothing
 
     def _name(self, extractor: str) -> str:
         return f"{extractor}-{hashlib.sha256(self.content.encode()).hexdigest()[:16]}.npz"

@@ -48,3 +48,10 @@ def test_what_cannot_be_written_is_kept_elsewhere(tmp_path):
     cache(tmp_path).save("means", features)
     assert torch.equal(cache(tmp_path).load("means"), features)
     assert len(list((tmp_path / "run" / ".features").iterdir())) == 1
+
+
+def test_nowhere_to_keep_them_is_no_error(tmp_path):
+    for name in ("frames", "run"):
+        (tmp_path / name).touch()
+    cache(tmp_path).save("means", torch.randn(2, 3))
+    assert cache(tmp_path).load("means") is None
