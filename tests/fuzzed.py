@@ -117,11 +117,9 @@ def check_config(config: Section, path: Path, folder: Path) -> None:
                 assert each.isprintable(), f"accepted: control characters in {key}"
         if key.endswith("betas") and value is not None:
             assert max(value) < 1, f"accepted: {key} of 1"
-    name, training = config.run.name, values["training"]
+    name = config.run.name
     assert name not in ("", ".", "..") and "/" not in name, "accepted: a run.name that is no folder's"
     assert np.max(values["model"].get("image_size", 0)) <= 8192, "accepted: a huge model.image_size"
-    if training["max_steps"] is not None:
-        assert training["warmup_steps"] <= training["max_steps"], "accepted: a warm-up beyond the end"
     conditions = values["model"].get("conditions", [])
     assert len(conditions) == len(set(conditions)), "accepted: model.conditions twice"
     written = yaml.load(path.read_bytes(), Loader=yaml.BaseLoader)

@@ -85,17 +85,19 @@ def load_config(path: str | Path, config_class: type[Section], overrides: list[s
     path = Path(path)
     try:
         values, origins = _read_with_bases(path, config_class, ())
+        for override in overrides:
+            origin = f"--set {override if len(override) < 80 else _short(override)}"
+            key, equals, text = override.partition("=")
+            if not equals:
+                raise UserError(f"{origin}: write it as section.key=value")
+            value = parse_yaml(text, origin)
+            for part in reversed(key.split(".")):
+                value = {part: value}
+            origin = f"--set {key if len(key) < 80 else _short(key)}"
+            _check_keys(value, config_class, origin, values)
+            _merge(values, value, origins, origin)
     except RecursionError as error:
         raise UserError(f"{path}: a part of it contains itself, or goes too deep") from error
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise UserError(f"--set {override}: write it as section.key=value")
-        value = _parse(text, f"--set {override}")
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        _check_keys(value, config_class, f"--set {key}", values)
-        _merge(values, value, origins, f"--set {key}")
     try:
         config = config_class.model_validate(values)
     except ValidationError as error:
@@ -134,12 +136,12 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str)
 
 
-def _parse(text: str, origin: str) -> object:
+def parse_yaml(text: str, origin: str) -> object:
     """What YAML says. Raises UserError, naming its origin, where it is none."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{origin}: not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{origin}: not YAML: {' '.join(str(error).split())[:200]}") from error
 
 
 def _read_with_bases(path: Path, config_class: type[Section], above: tuple[Path, ...]) -> tuple[dict, dict]:
@@ -152,7 +154,7 @@ def _read_with_bases(path: Path, config_class: type[Section], above: tuple[Path,
         raise UserError(f"{path}: no such config ({error.strerror})") from error
     except ValueError as error:
         raise UserError(f"{path}: not YAML: not UTF-8") from error
-    own = _parse(text, str(path)) or {}
+    own = parse_yaml(text, str(path)) or {}
     if not isinstance(own, dict):
         raise UserError(f"{path}: a config is a mapping of sections, not a {type(own).__name__}")
     base = own.pop("base", None)

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
@@ -13,7 +12,7 @@ from models.maskgit import MaskGIT
 from models.sampling import check_order
 from models.storage import GENERATORS, fingerprint, load_generator, load_tokenizer, read_provenance
 from models.tokenizer import Tokenizer
-from training.config import GeneratorConfig, TokenizerConfig
+from training.config import GeneratorConfig, TokenizerConfig, parse_yaml
 
 
 class FinishedRun(NamedTuple):
@@ -40,7 +39,7 @@ def read_run(folder: str | Path) -> FinishedRun:
     try:
         kind = json.loads((folder / "model" / "config.json").read_text())["kind"]
         config_class = GeneratorConfig if kind in GENERATORS else TokenizerConfig
-        config = config_class.model_validate(yaml.safe_load(path.read_text()))
+        config = config_class.model_validate(parse_yaml(path.read_text(), path.name))
         step = int(read_provenance(folder / "model")["step"])
     except (
         RecursionError,
@@ -48,7 +47,7 @@ def read_run(folder: str | Path) -> FinishedRun:
         ValueError,
         KeyError,
         TypeError,
-        yaml.YAMLError,
+        UserError,
         SafetensorError,
     ) as error:
         reason = str(error).splitlines()[0]

@@ -7,11 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
 from errors import UserError
 from files import remove_leftovers, write_whole
-from training.config import save_config
+from training.config import parse_yaml, save_config
 from training.sections import Section
 
 # What may change when a run goes on: the rest of a config decides what its weights mean.
@@ -47,8 +45,8 @@ def check_unchanged(folder: Path, config: Section, say: Callable[[str], None]) -
     """Raise UserError where a run would go on with another config than it began with."""
     try:
         # Read as a config: a key that there wasn't yet when the run began had what is its default now.
-        began = type(config).model_validate(yaml.safe_load((folder / "config.yaml").read_text()))
-    except (OSError, ValueError, yaml.YAMLError):
+        began = type(config).model_validate(parse_yaml((folder / "config.yaml").read_text(), "config.yaml"))
+    except (OSError, ValueError, UserError):
         say(f"{folder / 'config.yaml'}: damaged, so that what the run began with isn't compared")
         return
     before, now = (_flatten(each.model_dump(mode="json")) for each in (began, config))
