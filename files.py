@@ -56,24 +56,27 @@ def holding(path: str | Path, what: str, wait: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def write_whole(path: str | Path) -> Iterator[Path]:
+def write_whole(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """A path beside `path`, to write a file or a folder to, which takes its place when it is on disk.
 
-    On an error nothing is left of it. A folder can only come to where there is none.
+    On an error nothing is left of it. A folder can only come to where there is none. Without `sync` the
+    system writes it to disk when it likes: whole after any kill, but perhaps not after a power cut.
     """
     path = Path(path)
     part = _beside(path)
     try:
         yield part
-        for written in [*part.rglob("*"), part]:
-            _sync(written)
+        if sync:
+            for written in [*part.rglob("*"), part]:
+                _sync(written)
         os.replace(part, path)
     except BaseException as error:
         _remove(part)
         if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk doesn't say where
             error.filename = str(path)
         raise
-    _sync(path.parent)
+    if sync:
+        _sync(path.parent)
 
 
 def remove_whole(folder: Path):

@@ -44,6 +44,7 @@ from training.parallel import accumulate
 from training.run import Run
 from training.sections import LossSection
 from training.speed import compile_network
+from training.watch import warnings
 
 SAMPLE_IMAGES = 8  # in a grid under samples/
 
@@ -91,9 +92,12 @@ def train(run: Run) -> None:
         train_step(run, networks, run.take(batches), train_frames, step)
         validate, checkpoint = run.end_step(step, learning_rate)
         if validate:
-            run.log(
-                step, evaluate(run, networks.ema.module, val_set, config.losses, networks.perceptual, step)
-            )
+            ema = networks.ema.module
+            run.log(step, evaluate(run, ema, val_set, config.losses, networks.perceptual, step))
+            if run.is_main:
+                most_codes = min(ema.codebook_size, ema.num_tokens * len(val_set))
+                for line in warnings(run.folder / "metrics.jsonl", most_codes):
+                    run.say(line)
         elif is_log_spaced(step):
             analyse(run, networks.ema.module, val_set, step)
         if checkpoint:

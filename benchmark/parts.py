@@ -171,7 +171,7 @@ def parts_of_a_step(rows: list[dict], own: dict, terms: list[str]) -> dict[str, 
 
 def measure_vqgan(arguments: argparse.Namespace, folder: Path) -> Iterator[dict]:
     """A VQGAN's training step with all its losses."""
-    run = start(arguments, TokenizerConfig, folder)
+    run = start(arguments, TokenizerConfig, folder, on_cpu=1)
     (flops,) = count_tokenizer(run, run.config.losses)
     yield {}
 

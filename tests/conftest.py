@@ -89,7 +89,7 @@ def command(script: str, *arguments: object, processes: int = 1, launched: bool 
     if processes > 1 or launched:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         launcher += ["--", str(ROOT / "tests" / "counted.py")]  # or its --run would be torch's
-    return [sys.executable, *launcher, script, *map(str, arguments)]
+    return [sys.executable, *launcher, str(ROOT / script), *map(str, arguments)]
 
 
 def run_script(
@@ -98,18 +98,19 @@ def run_script(
     processes: int = 1,
     launched: bool = False,
     fails: bool = False,
+    folder: Path = ROOT,
     **variables: str,
 ) -> str:
     """Run a script to its end as a user would, and return what it printed on stdout and stderr.
 
-    It has to exit with 0, or, if it `fails`, otherwise and without a traceback. With several processes it is
-    launched, on CPUs; with one it runs here, which saves the seconds that importing torch takes each time,
-    or is `launched` on a GPU.
+    It runs in a folder, the repository's by default. It has to exit with 0, or, if it `fails`, otherwise and
+    without a traceback. With several processes it is launched, on CPUs; with one it runs here, which saves
+    the seconds that importing torch takes each time, or is `launched` on a GPU.
     """
     if processes > 1 or launched:
         done = subprocess.run(
             command(script, *arguments, processes=processes, launched=launched),
-            cwd=ROOT,
+            cwd=folder,
             env=os.environ | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -119,18 +120,18 @@ def run_script(
         output, status = done.stdout, done.returncode
         assert fails or output.count(f"one of {processes} processes\n") == processes, output
     else:
-        output, status = _run_here(script, [str(argument) for argument in arguments], variables)
+        output, status = _run_here(script, [str(argument) for argument in arguments], folder, variables)
     assert (status != 0) == fails, output
     assert not (fails and "Traceback" in output), output
     return output
 
 
-def _run_here(script: str, arguments: list[str], variables: dict[str, str]) -> tuple[str, int]:
+def _run_here(script: str, arguments: list[str], folder: Path, variables: dict[str, str]) -> tuple[str, int]:
     printed, status = io.StringIO(), 0
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(printed):
         patch.setattr(sys, "argv", [script, *arguments])
-        patch.chdir(ROOT)
+        patch.chdir(folder)
         for name, value in variables.items():
             patch.setenv(name, value)
         try:

@@ -43,16 +43,15 @@ def value_of(option: str, words: list[str]) -> str:
     return words[words.index(option) + 1]
 
 
-def readme_cells() -> set[str]:
-    """The configs in the README's table of the study's cells."""
-    table = (
-        (ROOT / "README.md").read_text().partition("### The study's cells")[2].partition("\n\nA codebook")[0]
-    )
+def documented_cells() -> set[str]:
+    """The configs in the table of the study's cells."""
+    text = (ROOT / "docs" / "study.md").read_text()
+    table = text.partition("## The commands")[2].partition("\n\nA codebook")[0]
     names = re.findall(r"`(?:train_\w+\.py --config configs/)?(\w+)(?:\.yaml)?`", table)
     return set(names)
 
 
-def test_dry_run_prints_every_cell_of_the_readme_once_with_its_evaluation_after_it(tmp_path):
+def test_dry_run_prints_every_cell_of_the_docs_once_with_its_evaluation_after_it(tmp_path):
     output = run_script("study.py", "--videos", "v", "--labels", "l", "--out", tmp_path / "new", "--dry-run")
     assert not (tmp_path / "new").exists()
     (cd, _), *frames, report = [words for words in commands(output) if words[0] != "accelerate"]
@@ -65,7 +64,7 @@ def test_dry_run_prints_every_cell_of_the_readme_once_with_its_evaluation_after_
     assert all("--as-run" in words for words in as_run)
     assert [value_of("--run", words) for words in as_run] == [value_of("--run", w) for w in evaluations]
     cells = [Path(value_of("--config", words)).stem for words in trainings]
-    assert len(cells) == len(set(cells)) and set(cells) == readme_cells()
+    assert len(cells) == len(set(cells)) and set(cells) == documented_cells()
     assert [value_of("--run", words) for words in evaluations] == [f"runs/{cell}" for cell in cells]
     for words, cell in zip(trainings, cells):
         generates = any(word.endswith("train_maskgit.py") for word in words)
@@ -86,7 +85,7 @@ def test_a_family_a_ladder_and_stills_are_the_commands_asked_for(tmp_path):
     first, second = [words for words in commands(output) if "extract_frames.py" in words[1]]
     assert "--images" in first and "--times" not in first and "--videos" in second
     configs = [value_of("--config", words) for words in commands(output) if "--config" in words]
-    assert len(configs) == len(readme_cells()) and all("configs/as_run/" in path for path in configs)
+    assert len(configs) == len(documented_cells()) and all("configs/as_run/" in path for path in configs)
 
     output = run_script(*start, "--images", "i", "--ladder")
     (still,) = [words for words in commands(output) if "extract_frames.py" in words[1]]
@@ -172,7 +171,7 @@ def test_what_fails_stops_the_study_and_what_is_finished_is_not_done_again(machi
     # The metric that can't be had neither stops the study nor is forgotten.
     status, error, ran = machine(capsys, failing=())
     assert status == 1 and "runs/mae_64: --lpips" in error and "maskgit" not in error
-    assert kinds(ran).count("train_tokenizer") == len(readme_cells()) - 7 - 2
+    assert kinds(ran).count("train_tokenizer") == len(documented_cells()) - 7 - 2
     assert kinds(ran).count("train_maskgit") == 7 and kinds(ran)[-1] == "report"
     (again,) = [line for line in ran if line.endswith("--run runs/vqgan --lpips")]
     assert "--rfid" not in again
@@ -259,7 +258,7 @@ def test_rehearsal_on_real_clips_runs_every_cell_and_names_the_weights_that_lack
     folder = tmp_path / "rehearsal"
     assert (folder / "report" / "index.html").stat().st_size > 0
     runs = {path.name: path for path in (folder / "runs").iterdir()}
-    assert runs.keys() == readme_cells()
+    assert runs.keys() == documented_cells()
     for name, run in runs.items():
         assert (run / "checkpoints" / "step_00000002").is_dir()
         result = json.loads((run / "eval" / "kid_random.json").read_text())

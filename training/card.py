@@ -1,6 +1,9 @@
 """The card of a run's model: model/README.md with its sample grid, which is the model's page on the Hub."""
 
+import html
 import json
+import math
+import re
 import shutil
 from pathlib import Path, PurePath
 
@@ -19,7 +22,7 @@ CARD = """\
 {{ card_data }}
 ---
 
-# {{ name }}
+# {{ name | text }}
 
 {% if generator %}
 A masked generative transformer over the tokens of an image tokenizer, trained on frames of driving video.
@@ -30,7 +33,7 @@ An image tokenizer, trained on frames of driving video: images to discrete token
 | | |
 |---|---|
 {% for name, value in facts.items() %}
-| {{ name }} | {{ value }} |
+| {{ name }} | {{ value | text }} |
 {% endfor %}
 
 ## Use
@@ -41,15 +44,15 @@ With the code of Driving tokens:
 {% if generator %}
 from models import load_generator, load_tokenizer
 
-generator = load_generator("{{ source }}")
-tokenizer = load_tokenizer("{{ config.tokenizer }}")  # the one whose tokens it was trained on
+generator = load_generator({{ source | exact }})
+tokenizer = load_tokenizer({{ config.tokenizer | exact }})  # the one whose tokens it was trained on
 sampling = {{ sampling }}
 codes = generator.generate(num=16, seed=0, **sampling)  # int64 (16, {{ facts.tokens }})
 images = tokenizer.decode(codes)  # float (16, 3, H, W) in [0, 1]
 {% else %}
 from models import load_tokenizer
 
-tokenizer = load_tokenizer("{{ source }}")
+tokenizer = load_tokenizer({{ source | exact }})
 # images: float (B, 3, {{ size }}, {{ size }}) in [0, 1]
 codes = tokenizer.encode(images)  # int64 (B, {{ facts.tokens }})
 images = tokenizer.decode(codes)  # and back
@@ -143,6 +146,7 @@ def write_card(run_folder: str | Path, repo: str | None = None) -> None:
     )
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters["exact"] = json.dumps  # every digit, as in the file that the value comes from
+    environment.filters["text"] = as_text
     text = environment.from_string(CARD).render(
         card_data=card_data.to_yaml(),
         name=name,
@@ -151,14 +155,19 @@ def write_card(run_folder: str | Path, repo: str | None = None) -> None:
         source=repo or str(PurePath(config["run"]["dir"]) / name),
         size=None if run.is_generator else run.config.model.image_size,
         sampling=config.get("sampling"),
-        results=results,
+        results=[result | {"frames": as_text(result["frames"])} for result in results],
         validation=last_validation(run),
         samples_step=int(samples.stem.removeprefix("step_")) if samples else None,
         config=config,
-        config_yaml=yaml.safe_dump(config, sort_keys=False),
+        config_yaml=yaml.safe_dump(config, sort_keys=False, width=math.inf),  # no line is only a name's end
     )
     with write_whole(model / "README.md") as part:
         ModelCard(text).save(part)
+
+
+def as_text(value: object) -> str:
+    """What Markdown shows as it is: people name files as they like."""
+    return re.sub(r"([\\`*\[\]|$])", r"\\\1", html.escape(str(value), quote=False))
 
 
 def shareable(value):

@@ -161,6 +161,40 @@ def _checksum(file: Path) -> str:
 # --- the state of networks and optimizers, on one process or in shards over several -------------------------
 
 
+def state_of(
+    networks: dict[str, nn.Module],
+    optimizers: list[torch.optim.Optimizer],
+    others: dict[str, nn.Module],
+    keep: bool,
+) -> State:
+    """The state of networks, of the optimizer of each, and of other modules, copied to the CPU.
+
+    Without `keep` this process only takes part in making it.
+    """
+    state = {}
+    for (name, network), optimizer in zip(networks.items(), optimizers):
+        state[name] = on_cpu(network.state_dict().items(), keep)
+        state[f"{name}_optimizer"] = on_cpu(optimizer_tensors(optimizer, network), keep)
+    for name, module in others.items():
+        state[name] = on_cpu(module.state_dict().items(), keep)
+    return state
+
+
+@torch.no_grad()
+def fill_all(
+    networks: dict[str, nn.Module],
+    optimizers: list[torch.optim.Optimizer],
+    others: dict[str, nn.Module],
+    state: State,
+) -> None:
+    """Give all of them back the whole state."""
+    for (name, network), optimizer in zip(networks.items(), optimizers):
+        fill_module(network, state[name])
+        fill_optimizer(optimizer, network, state[f"{name}_optimizer"])
+    for name, module in others.items():
+        fill_module(module, state[name])
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor itself; of one in shards, all of it, which every process has to take part in."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

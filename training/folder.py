@@ -4,11 +4,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from errors import UserError
-from files import remove_leftovers, write_whole
+from files import holding, remove_leftovers, write_whole
 from training.config import parse_yaml, save_config
 from training.sections import Section
 
@@ -16,6 +19,22 @@ from training.sections import Section
 MAY_CHANGE = {"run", "data.workers", "data.strict", "data.frames", "data.tokens", "training", "sampling"}
 MUST_STAY = {"run.seed", "training.global_batch_size"}
 PARTS = (".", "model", "samples", "analysis", "checkpoints")  # where a run writes
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Inside, a run's folder, which there may not be yet, is nobody else's.
+
+    Raises UserError where another process has it, or it can't be written.
+    """
+    root = folder.parent
+    with ExitStack() as held:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            held.enter_context(holding(root / f".{folder.name}.lock", str(folder)))
+        except OSError as error:
+            raise UserError(f"{root}: no run can be written there ({error.strerror})") from error
+        yield
 
 
 def open_folder(folder: Path, config: Section, step: int) -> None:
@@ -59,14 +78,15 @@ def check_unchanged(folder: Path, config: Section, say: Callable[[str], None]) -
             )
 
 
-def tracker_options(folder: Path, config: Section) -> dict:
-    """What accelerate tells a tracker at its start."""
+def start_tracker(accelerator: Accelerator, folder: Path, config: Section) -> None:
+    """Start the config's tracker, which goes on where it was in a run that goes on."""
     if config.run.tracker != "wandb":
-        return {}
+        accelerator.init_trackers("tensorboard")  # its folder
+        return
     import wandb  # takes seconds, and most runs don't use it
 
     place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-    return {
+    options = {
         "name": config.run.name,
         "id": f"{config.run.name}-{place}",  # there may be others of its name
         "resume": "allow",
@@ -74,6 +94,7 @@ def tracker_options(folder: Path, config: Section) -> dict:
         "mode": os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline"),
         "config": config.model_dump(mode="json"),
     }
+    accelerator.init_trackers("driving-tokens", init_kwargs={"wandb": options})
 
 
 def _forget_metrics_after(step: int, path: Path) -> None:

@@ -1,5 +1,6 @@
 """Optimizers as both training scripts build them."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -37,6 +38,19 @@ def build_optimizer(
         weight_decay=training.weight_decay,
         fused=True,
     )
+
+
+def learning_rate_at(step: int, last_step: int, training: TrainingSection) -> float:
+    """The rate of a step counted from 1.
+
+    Linear warm-up from 0 over `warmup_steps`, then constant, or a cosine to 0 at the last step.
+    """
+    if step <= training.warmup_steps:
+        return training.learning_rate * step / training.warmup_steps
+    if training.schedule == "constant":
+        return training.learning_rate
+    done = (step - training.warmup_steps) / max(1, last_step - training.warmup_steps)
+    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """In which precision products are computed: the one place that decides it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -27,3 +28,9 @@ def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def has_bf16() -> bool:
+    """Whether training is on a GPU that computes in bfloat16 as fast as it should."""
+    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
+    return on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,28 +18,25 @@ from tqdm import tqdm
 
 from data.frames import DrawSampler, Frame, ImageBatch, to_unit_range
 from errors import UserError
-from files import holding
 from models.storage import model_is_of, save_weights
 from training import checkpoints
 from training.averages import Averages
 from training.card import write_card
 from training.checkpoints import Checkpoint, Checkpoints, State
-from training.folder import check_unchanged, open_folder, remove_run, tracker_options
+from training.folder import check_unchanged, hold_folder, open_folder, remove_run, start_tracker
+from training.memory import device_batch_sizes, find_fitting
+from training.optimizer import learning_rate_at
 from training.parallel import over_processes
-from training.precision import set_precision
+from training.precision import has_bf16, set_precision
 from training.sections import Section
 from training.signals import STOPPED, StopSignals
 from training.speed import (
     checkpoint_blocks,
     compile_network,
-    first_that_fits,
     keep_freed_memory,
     make_deterministic,
     may_compile,
 )
-
-CPU_BATCH_SIZE = 32  # "auto" on a CPU
-SPARE_MEMORY = 0.05  # of a GPU's, beside what a step takes
 
 
 class Run:
@@ -54,7 +51,7 @@ class Run:
         self.config = config
         self.folder = Path(config.run.dir) / config.run.name
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if self._has_bf16() else "no",
+            mixed_precision="bf16" if config.training.precision == "bf16" and has_bf16() else "no",
             log_with=None if config.run.tracker == "none" else config.run.tracker,
             project_dir=self.folder,
         )
@@ -69,7 +66,8 @@ class Run:
         compiled = config.training.compile
         self.compile = may_compile(self.device) if compiled is None else compiled
         self.processes = self.accelerator.num_processes
-        self.micro_batch_size = self._batch_sizes()[0]
+        self.batch_sizes = device_batch_sizes(config.training, self.processes, self.device)
+        self.micro_batch_size = self.batch_sizes[0]
         self.loader_workers = min(config.data.workers, os.cpu_count() or 1)
         self.accumulation = config.training.global_batch_size // (self.micro_batch_size * self.processes)
 
@@ -89,16 +87,9 @@ class Run:
         restart: it starts over, and what is there goes. Raises UserError where another process is at it, or
         it can't go on with this config.
         """
-        with ExitStack() as held:
-            if self.is_main:
-                root = self.folder.parent
-                try:
-                    root.mkdir(parents=True, exist_ok=True)
-                    held.enter_context(holding(root / f".{self.folder.name}.lock", str(self.folder)))
-                except OSError as error:
-                    raise UserError(f"{root}: no run can be written there ({error.strerror})") from error
-                if restart and self.folder.exists():
-                    remove_run(self.folder, self.say)
+        with hold_folder(self.folder) if self.is_main else nullcontext():
+            if self.is_main and restart and self.folder.exists():
+                remove_run(self.folder, self.say)
             self.accelerator.wait_for_everyone()
             self.checkpoint = self.checkpoints.read_newest(self.say)
             if self.checkpoint:
@@ -113,7 +104,7 @@ class Run:
             try:
                 yield
             except torch.OutOfMemoryError as error:
-                smaller = next((s for s in self._batch_sizes() if s < self.micro_batch_size), 1)
+                smaller = next((s for s in self.batch_sizes if s < self.micro_batch_size), 1)
                 raise UserError(
                     f"{self.folder}: {self.micro_batch_size} images at once are too many for the memory of "
                     f"{self.device} ({self.checkpoints.newest_name()}); start the same command again with "
@@ -188,11 +179,7 @@ class Run:
         if self.is_main:
             open_folder(self.folder, self.config, self.first_step)
             self.checkpoints.remove_old()
-        # TensorBoard takes the name for its folder, wandb for the project.
-        tracker = self.config.run.tracker
-        name = "driving-tokens" if tracker == "wandb" else "tensorboard"
-        options = tracker_options(self.folder, self.config)
-        self.accelerator.init_trackers(name, init_kwargs={tracker: options})
+        start_tracker(self.accelerator, self.folder, self.config)
         if self.checkpoint:
             self.restore(self.checkpoint.state)
             if self.is_main:
@@ -219,30 +206,18 @@ class Run:
         """
         if self.device.type != "cuda":
             return
-        auto = self.config.training.device_batch_size == "auto"
         state = self.state(keep=True)
-        spare = int(SPARE_MEMORY * torch.cuda.get_device_properties(self.device).total_memory)
 
         def attempt_at_once(size: int) -> None:
             self._take_at_once(size)
-            ballast = torch.empty(spare, dtype=torch.uint8, device=self.device)
             attempt()
-            del ballast
 
-        # While it is looked for, nothing is compiled: that takes longer, and less memory.
-        with torch.compiler.set_stance("force_eager") if auto else nullcontext():
-            size = first_that_fits(self._batch_sizes(), attempt_at_once)
+        auto = self.config.training.device_batch_size == "auto"
+        find_fitting(self.batch_sizes, attempt_at_once, self.device, auto)
         self.restore(state)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         torch.cuda.empty_cache()
-        wanted = self._batch_sizes()[0]
-        if size is None or (size < wanted and not auto):
-            fits = f"{size} does" if size else "not even one image does"
-            raise UserError(
-                f"training.device_batch_size {wanted}: does not fit into this GPU's memory; {fits}, and more "
-                "with training.gradient_checkpointing=true"
-            )
 
     # --- the loop ---------------------------------------------------------------------------------------
 
@@ -296,16 +271,9 @@ class Run:
     def set_learning_rate(self, step: int) -> float:
         """Set every optimizer's rate for a step counted from 1, and return it.
 
-        Linear warm-up from 0 over `warmup_steps`, then constant, or a cosine to 0 at the last step. Groups
-        of parameters with a `rate` of their own get that times as much.
+        Groups of parameters with a `rate` of their own get that times as much.
         """
-        training = self.config.training
-        rate = training.learning_rate
-        if step <= training.warmup_steps:
-            rate *= step / training.warmup_steps
-        elif training.schedule == "cosine":
-            done = (step - training.warmup_steps) / max(1, self.last_step - training.warmup_steps)
-            rate *= 0.5 * (1 + math.cos(math.pi * done))
+        rate = learning_rate_at(step, self.last_step, self.config.training)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("rate", 1.0)
@@ -360,24 +328,13 @@ class Run:
 
     def state(self, keep: bool) -> State:
         """All that training changes, on the CPU; without `keep`, this process only takes part in it."""
-        state = {}
-        for (name, network), optimizer in zip(self.networks.items(), self.optimizers):
-            state[name] = checkpoints.on_cpu(network.state_dict().items(), keep)
-            moments = checkpoints.optimizer_tensors(optimizer, network)
-            state[f"{name}_optimizer"] = checkpoints.on_cpu(moments, keep)
-        for name, module in self.others.items():
-            state[name] = checkpoints.on_cpu(module.state_dict().items(), keep)
+        state = checkpoints.state_of(self.networks, self.optimizers, self.others, keep)
         state["log"] = checkpoints.on_cpu(self._averages.state(self.accelerator).items(), keep)
         return state
 
     def restore(self, state: State) -> None:
         """Take a whole state, on any number of processes."""
-        with torch.no_grad():
-            for (name, network), optimizer in zip(self.networks.items(), self.optimizers):
-                checkpoints.fill_module(network, state[name])
-                checkpoints.fill_optimizer(optimizer, network, state[f"{name}_optimizer"])
-            for name, module in self.others.items():
-                checkpoints.fill_module(module, state[name])
+        checkpoints.fill_all(self.networks, self.optimizers, self.others, state)
         self._averages.restore(state["log"], self.accelerator)
 
     def save(self, step: int) -> None:
@@ -408,25 +365,6 @@ class Run:
             tqdm.write(text)
 
     # --- inside -----------------------------------------------------------------------------------------
-
-    def _has_bf16(self) -> bool:
-        wanted = self.config.training.precision == "bf16"
-        on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
-        return wanted and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-
-    def _batch_sizes(self) -> list[int]:
-        """What a device may take at once, the largest first: divisors of a process's share of the batch."""
-        training = self.config.training
-        share, rest = divmod(training.global_batch_size, self.processes)
-        if rest:
-            raise UserError(
-                f"training.global_batch_size {training.global_batch_size} is no multiple of the "
-                f"{self.processes} processes"
-            )
-        most = training.device_batch_size
-        if most == "auto":
-            most = share if self.device.type == "cuda" else CPU_BATCH_SIZE
-        return [size for size in range(min(most, share), 0, -1) if share % size == 0]
 
     def _take_at_once(self, size: int) -> None:
         """Split a process's share of the batch into parts of that size."""

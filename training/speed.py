@@ -1,10 +1,8 @@
 """What makes training faster or smaller and leaves its results as they are, within rounding."""
 
 import ctypes
-import gc
 import os
 import shutil
-from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -49,22 +47,6 @@ def compile_for(images: int, *networks: nn.Module) -> None:
     for network in networks:
         if images >= WORTH_COMPILING and may_compile(next(network.parameters()).device):
             compile_network(network)
-
-
-def first_that_fits(sizes: Iterable[int], attempt: Callable[[int], None]) -> int | None:
-    """The first of the batch sizes at which `attempt` doesn't run out of a GPU's memory, or None.
-
-    Several processes run out of it at the same place, if one does: their devices and shapes are alike.
-    """
-    for size in sizes:
-        try:
-            attempt(size)
-            return size
-        except torch.OutOfMemoryError:
-            pass  # and what it had is let go of, here
-        gc.collect()
-        torch.cuda.empty_cache()
-    return None
 
 
 def make_deterministic(wanted: bool) -> None:

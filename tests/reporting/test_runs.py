@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluate import save_result
+from evaluation.results import save_result
 from reporting.runs import read_runs, tokenizer_of
 from tests.reporting.made import make_run, write_result
 from training.finished import read_run

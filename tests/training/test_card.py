@@ -1,5 +1,6 @@
 """The card of a run's model, against the files of the run that it tells about."""
 
+import html
 import json
 import re
 import shutil
@@ -105,6 +106,22 @@ def test_says_what_the_model_is(runs):
     facts = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", text.split("\n## ")[0], re.MULTILINE))
     assert (facts["kind"], facts["tokens"], facts["codebook size"]) == ("maskgit", "8", "64")
     assert facts["tokenizer"] == "tok" and fingerprint(runs / "tok" / "model") in facts["tokenizer's weights"]
+
+
+def test_names_are_shown_as_they_are(runs, tmp_path):
+    """Names of folders that Markdown or HTML would read as their own."""
+    run = copy_of(runs / "tok", tmp_path)
+    name = "a|b <script>alert(1)</script> `c` [d](e) *f* &amp; $x$"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["frames"] = name
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    _, text = written(run)
+    (row,) = [line for line in text.splitlines() if line.startswith("| training frames |")]
+    cells = re.split(r"(?<!\\)\|", row)
+    assert len(cells) == 4 and "<" not in row and not re.search(r"(?<!\\)[`*\[]", row)
+    assert html.unescape(re.sub(r"\\(.)", r"\1", cells[2])).strip() == f"{name}/train"
+    shown = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    assert shown["data"]["frames"] == name
 
 
 @pytest.mark.parametrize("name", ["tok", "gen"])

@@ -23,9 +23,9 @@ from errors import UserError
 from tests.conftest import TINY_TOKENIZER
 from training.checkpoints import require_finite
 from training.config import TokenizerConfig, load_config
+from training.memory import first_that_fits
 from training.optimizer import build_optimizer
 from training.run import Run
-from training.speed import first_that_fits
 from training.tokens import TokenDataset
 
 

@@ -3,125 +3,26 @@
 Most tests take a small stand-in for InceptionV3, which is slow on a CPU.
 """
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-import yaml
 
 import metrics.dinov2
 import metrics.features
 import metrics.inception
-from data.frames import FrameDataset, list_frames
+from metrics.borders import BorderSteps, border_ratio
 from metrics.frechet import frechet_distance
 from metrics.inception import RandomInceptionFeatures
 from metrics.similarity import psnr
 from models import load_generator, load_tokenizer
-from models.editing import random_box, token_influence, tokens_of_box
 from models.encoder import LatentEncoder
 from models.maskgit import MaskGIT
-from models.storage import build_tokenizer, fingerprint, read_provenance, save_model
-from tests.conftest import TINY_GENERATOR, TINY_TOKENIZER, make_frames, run_script
-from training.config import GeneratorConfig, TokenizerConfig, load_config
-
-RANDOM = ("--feature-extractor", "random-inception", "--workers", 0)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder with 7 validation frames, a tokenizer's run and a generator's."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    make_frames(folder / "frames", train=8, val=7)
-    paths = {"frames": folder / "frames", "runs": folder / "runs", "tokens": folder / "tokens"}
-    (folder / "tok.yaml").write_text(TINY_TOKENIZER.format(**paths))
-    run_script("train_tokenizer.py", "--config", folder / "tok.yaml", "--set", "training.max_steps=2")
-    (folder / "gen.yaml").write_text(TINY_GENERATOR.format(**paths, tokenizer=folder / "runs" / "tok"))
-    run_script("train_maskgit.py", "--config", folder / "gen.yaml", "--set", "training.max_steps=2")
-    return folder
-
-
-@pytest.fixture
-def workplace(trained, tmp_path, monkeypatch):
-    """A copy whose runs refer to the copy. Four generated images go to a file."""
-    folder = shutil.copytree(trained, tmp_path / "work")
-    for config in folder.glob("runs/*/config.yaml"):
-        config.write_text(config.read_text().replace(str(trained), str(folder)))
-    monkeypatch.setattr(metrics.features, "CHUNK", 4)
-    return folder
-
-
-class Pooled(torch.nn.Module):
-    """A stand-in for RandomInceptionFeatures: the means of 2×2 regions. Counts the images it sees."""
-
-    name, dim, is_random = "pooled", 12, True
-    seen = 0
-
-    def forward(self, images):
-        Pooled.seen += len(images)
-        return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
-
-
-@pytest.fixture
-def pooled(monkeypatch):
-    """`seen()` tells how many images the stand-in has had since the last call."""
-    monkeypatch.setattr(metrics.inception, "RandomInceptionFeatures", Pooled)
-    Pooled.seen = 0
-
-    def seen():
-        count, Pooled.seen = Pooled.seen, 0
-        return count
-
-    return seen
-
-
-@pytest.fixture
-def conditional(workplace):
-    """A generator's run as if trained under conditions, on tokens of a tokenizer's run of its own: random
-    weights, some enlarged for pictures and choices to differ clearly."""
-    torch.manual_seed(0)
-    runs = workplace / "runs"
-    for name, original in (("bold", "tok"), ("asked", "gen")):
-        shutil.copytree(runs / original, runs / name)
-        values = yaml.safe_load((runs / name / "config.yaml").read_text())
-        if name == "bold":
-            values["model"]["decoder"]["init"] = "mimetic"
-            architecture = TokenizerConfig.model_validate(values).model.architecture()
-            model = build_tokenizer(architecture)
-            parts, factor, more = (model.decoder.to_pixels,), 20, {}
-        else:
-            values["model"]["conditions"] = ["timeofday"]
-            values["tokenizer"] = str(runs / "bold")
-            model = MaskGIT(8, 64, 32, 2, 2, conditions={"timeofday": ["daytime", "night"]})
-            parts, factor, more = (model,), 4, {"tokenizer_sha256": fingerprint(runs / "bold")}
-        with torch.no_grad():
-            for parameter in (parameter for part in parts for parameter in part.parameters()):
-                parameter.mul_(factor if parameter.dim() > 1 else 1)
-        (runs / name / "config.yaml").write_text(yaml.safe_dump(values))
-        save_model(model, runs / name / "model", step="2", **more)
-    return runs / "asked"
-
-
-def own_conditions(folder):
-    """What a generator is told of the validation frames."""
-    frames = list_frames(folder / "frames", "val")
-    conditions = torch.tensor([[1 + (frame.timeofday == "night")] for frame in frames])
-    assert len(conditions.unique()) == 2
-    return conditions
-
-
-def evaluate(run, *arguments, **options):
-    return run_script("evaluate.py", "--run", run, *arguments, **options)
-
-
-def result(run, metric):
-    return json.loads((run / "eval" / f"{metric}.json").read_text())
-
-
-def real_images(folder):
-    dataset = FrameDataset(folder / "frames" / "val", list_frames(folder / "frames", "val"), 32)
-    return torch.stack([dataset[index][0] for index in range(len(dataset))]).float() / 255
+from models.storage import read_provenance, save_model
+from tests.conftest import run_script
+from tests.evaluation.made import RANDOM, Pooled, evaluate, own_conditions, real_images, result
+from training.config import GeneratorConfig, load_config
 
 
 def test_every_image_goes_through_the_network_once(workplace, pooled):
@@ -197,6 +98,22 @@ def test_conditions_are_those_of_the_real_frames(workplace, pooled, conditional)
     fill = result(conditional, "fill")
     assert fill["value"] == pytest.approx(psnr(tokenizer.decode(filled), images).mean().item(), rel=1e-4)
     assert record["conditions"] == fill["conditions"] == "those of the real frames"
+
+
+def test_borders_of_both_kinds(workplace):
+    """Steps of reconstructions, and of generated images, beside those of the frames."""
+    runs, images = workplace / "runs", real_images(workplace)
+    evaluate(runs / "tok", "--borders", "--workers", 0)
+    evaluate(runs / "gen", "--borders", "--workers", 0, "--num", 5)
+    tokenizer = load_tokenizer(runs / "tok")
+    sampling = load_config(workplace / "gen.yaml", GeneratorConfig).sampling.model_dump()
+    codes = load_generator(runs / "gen").generate(num=5, seed=0, **sampling)
+    for run, made in (("tok", tokenizer.encode(images)), ("gen", codes)):
+        record = result(runs / run, "borders")
+        expected = border_ratio(*(BorderSteps()(each) for each in (tokenizer.decode(made), images)))
+        assert record["value"] == pytest.approx(expected["value"], rel=1e-3)
+        assert record["real"] == pytest.approx(expected["real"], rel=1e-3)
+        assert record["feature_extractor"] == "borders-16" and record["num_real"] == 7
 
 
 def test_interrupted_generation_goes_on(workplace, pooled, monkeypatch):
@@ -281,77 +198,6 @@ def test_what_cannot_be_written_is_printed(workplace):
     )
 
 
-def test_locality_of_edits(workplace, conditional):
-    """Of the first frames, each with a box and conditions of its own."""
-    evaluate(conditional, "--locality", "--num", 5, "--seed", 2, "--batch-size", 3, "--workers", 0)
-    generator, tokenizer = load_generator(conditional), load_tokenizer(workplace / "runs" / "bold")
-    codes = tokenizer.encode(real_images(workplace)[:5])
-    mask = torch.zeros(5, 8, dtype=torch.bool)
-    boxes = [random_box(32, 2, place) for place in range(5)]
-    for place, box in enumerate(boxes):
-        tokens = tokens_of_box(token_influence(tokenizer, codes[place], seed=2), box)
-        mask[place, tokens] = True
-    assert mask.sum(dim=1).tolist() == [2] * 5
-    edited = generator.fill(codes, mask, own_conditions(workplace)[:5], seed=2)
-    change = (tokenizer.decode(edited) - tokenizer.decode(codes)).abs().mean(dim=1).numpy()
-    inside = sum(
-        float(change[place, box.top : box.bottom, box.left : box.right].sum())
-        for place, box in enumerate(boxes)
-    )
-    record = result(conditional, "locality")
-    assert record["value"] == pytest.approx(inside / change.sum(), rel=1e-3)
-    assert record["inside"] == pytest.approx(inside / (5 * 16**2), rel=1e-3)
-    assert record["outside"] == pytest.approx((change.sum() - inside) / (5 * (32**2 - 16**2)), rel=1e-3)
-    assert (record["num_images"], record["share_of_area"], record["seed"]) == (5, 0.25, 2)
-    assert record["conditions"] == "those of the real frames" and record["feature_extractor"] is None
-
-
-def test_edits_that_change_nothing(workplace, conditional, monkeypatch):
-    monkeypatch.setattr(MaskGIT, "fill", lambda self, codes, *arguments, **options: codes)
-    printed = evaluate(conditional, "--locality", "--workers", 0, fails=True)
-    assert "--locality: no edit changed anything" in printed
-
-
-def test_fill_by_mask_ratio(workplace, pooled):
-    run = workplace / "runs" / "gen"
-    evaluate(run, "--fill", "--mask-ratio", 0.5, "--mask-ratio", 1, "--batch-size", 3, *RANDOM)
-    record = result(run, "fill")
-    assert [row["mask_ratio"] for row in record["ratios"]] == [0.5, 1.0]
-    assert record["value"] == pytest.approx(np.mean([row["psnr"] for row in record["ratios"]]))
-    assert isinstance(record["value"], float) and record["num_images"] == 7
-
-    images, tokenizer = real_images(workplace), load_tokenizer(workplace / "runs" / "tok")
-    codes, real = tokenizer.encode(images), Pooled()(images)
-    sampling = load_config(workplace / "gen.yaml", GeneratorConfig).sampling.model_dump()
-    for row in record["ratios"]:
-        order = np.stack([np.random.default_rng([0, place]).permutation(8) for place in range(7)])
-        mask = torch.from_numpy(order < row["mask_ratio"] * 8)
-        assert mask.sum(dim=1).tolist() == [row["mask_ratio"] * 8] * 7
-        filled = tokenizer.decode(load_generator(run).fill(codes, mask, seed=0, **sampling))
-        assert row["psnr"] == pytest.approx(psnr(filled, images).mean().item(), rel=1e-4)
-        assert row["fd_random"] == pytest.approx(frechet_distance(Pooled()(filled), real), rel=1e-3)
-
-
-def test_fill_passes_over_a_broken_frame(workplace, pooled):
-    """The others' masks and noise stay as they were."""
-    run = workplace / "runs" / "gen"
-    names = [frame.file_name for frame in list_frames(workplace / "frames", "val")]
-    (workplace / "frames" / "val" / names[2]).write_bytes(b"no picture")
-    evaluate(run, "--fill", "--mask-ratio", 0.5, "--batch-size", 4, *RANDOM)
-    kept = [0, 1, 3, 4, 5, 6]
-    dataset = FrameDataset(workplace / "frames" / "val", list_frames(workplace / "frames", "val"), 32)
-    images = torch.stack([dataset[place][0] for place in kept]).float() / 255
-    tokenizer = load_tokenizer(workplace / "runs" / "tok")
-    codes = torch.zeros(7, 8, dtype=torch.int64)
-    codes[kept] = tokenizer.encode(images)
-    order = np.stack([np.random.default_rng([0, place]).permutation(8) for place in range(7)])
-    sampling = load_config(workplace / "gen.yaml", GeneratorConfig).sampling.model_dump()
-    filled = load_generator(run).fill(codes, torch.from_numpy(order < 4), seed=0, **sampling)[kept]
-    record = result(run, "fill")
-    assert record["num_images"] == 6
-    assert record["value"] == pytest.approx(psnr(tokenizer.decode(filled), images).mean().item(), rel=1e-4)
-
-
 def test_two_processes_measure_the_same(workplace, conditional):
     """With InceptionV3's published layout, random weights: to the sample, in the order of the frames."""
     extractor = RandomInceptionFeatures()
@@ -402,7 +248,7 @@ def test_what_cannot_be_had_keeps_no_other_result(workplace, pooled, tmp_path):
     printed = evaluate(run, "--all", *RANDOM, fails=True, **offline)
     for words in ("--isc: random-inception", "--fd-dinov2: timm/vit_large", "--lpips: vgg16"):
         assert words in printed
-    names = {"fd_random", "kid_random", "prc_random", "psnr", "ssim", "codebook"}
+    names = {"fd_random", "kid_random", "prc_random", "borders", "psnr", "ssim", "codebook"}
     assert {path.stem for path in (run / "eval").glob("*.json")} == names
 
     printed = evaluate(run, "--rfid", "--isc", "--ssim", "--workers", 0, fails=True, **offline)
@@ -444,67 +290,3 @@ def test_refuses_in_one_line(trained, arguments, words):
     runs = str(trained / "runs")
     printed = run_script("evaluate.py", *[text.format(runs=runs) for text in arguments], fails=True)
     assert words.format(runs=runs) in printed
-
-
-# --- as the study's scripts measure -------------------------------------------------------------------------
-
-
-def as_png(images):
-    """Images that are taken for [-1, 1] as a PNG of the study's scripts has them, in [0, 1]."""
-    levels = ((images.double() + 1) * 127.5).clamp(0, 255)
-    return torch.from_numpy(levels.numpy().astype(np.float32).astype(np.uint8)).float() / 255
-
-
-def pooled_features(images):
-    return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
-
-
-def validation_images(folder):
-    frames = list_frames(folder / "frames", "val")
-    dataset = FrameDataset(folder / "frames" / "val", frames, 32)
-    return torch.stack([dataset[place][0] for place in range(len(frames))]).float() / 255
-
-
-def test_rfid_as_run_is_of_images_as_the_script_saves_them(workplace, pooled):
-    run = workplace / "runs" / "tok"
-    evaluate(run, "--rfid", "--codebook", "--as-run", *RANDOM)
-    assert not (run / "eval" / "fd_random.json").exists()
-    images, tokenizer = validation_images(workplace), load_tokenizer(run)
-    with torch.no_grad():
-        codes = tokenizer.encode(images)
-        restored = tokenizer.decode(codes)
-    wanted = frechet_distance(
-        pooled_features(as_png(2 * images - 1)), pooled_features(as_png(2 * restored - 1))
-    )
-    record = result(run, "fd_random_as_run")
-    assert record["value"] == pytest.approx(wanted, rel=1e-3) and record["metric"] == "fd_random_as_run"
-    assert result(run, "codebook_as_run")["value"] == len(codes.unique()) / 64
-    evaluate(run, "--rfid", *RANDOM)
-    assert result(run, "fd_random")["value"] != pytest.approx(wanted, rel=1e-3)
-
-
-def test_gfid_as_run_is_of_images_mapped_twice(workplace, pooled):
-    run = workplace / "runs" / "gen"
-    evaluate(run, "--gfid", "--as-run", *RANDOM)
-    generator, tokenizer = load_generator(run), load_tokenizer(workplace / "runs" / "tok")
-    config = load_config(run / "config.yaml", GeneratorConfig)
-    codes = generator.generate(7, seed=0, **config.sampling.model_dump())
-    with torch.no_grad():
-        images = tokenizer.to_images(tokenizer.quantizer.lookup(codes))  # in [0, 1], but for what overshoots
-    made, real = as_png(images), as_png(2 * validation_images(workplace) - 1)
-    assert made.min() > 0.45  # 127 of 255, with what overshoots
-    wanted = frechet_distance(pooled_features(made), pooled_features(real))
-    record = result(run, "fd_random_as_run")
-    assert record["value"] == pytest.approx(wanted, rel=1e-3)
-    assert record["num_images"] == record["num_real"] == 7
-
-
-def test_as_run_takes_a_thousand_images(workplace, pooled, monkeypatch):
-    monkeypatch.setattr("metrics.as_run.NUM_IMAGES", 5)
-    for name, metric in (("tok", "--rfid"), ("gen", "--gfid")):
-        evaluate(workplace / "runs" / name, metric, "--as-run", *RANDOM)
-        record = result(workplace / "runs" / name, "fd_random_as_run")
-        assert record["num_images"] == record["num_real"] == 5
-    assert "--psnr has no such measure" in evaluate(
-        workplace / "runs" / "tok", "--psnr", "--as-run", *RANDOM, fails=True
-    )

@@ -1,0 +1,1 @@
+"""What evaluate.py measures with: frames, passes over them, and what becomes of a result."""
