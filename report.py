@@ -70,9 +70,9 @@ def main() -> None:
     tables = build_tables(runs, arguments.runs)
     for table in tables:
         path = out / "tables" / f"table_{table.number}"
-        write(path.with_suffix(".csv"), table.to_csv())
         for suffix in (".md", ".tex"):
             write(path.with_suffix(suffix), fill(f"table{suffix}", table=table))
+        write(path.with_suffix(".csv"), table.to_csv())
     ladder = build_ladder(runs)
     if ladder:
         write(out / "tables" / "ladder.md", fill("ladder.md", ladder=ladder))

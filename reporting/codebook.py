@@ -176,7 +176,7 @@ def draw_tsne(panels: dict[str, Analysis], seed: int) -> alt.FacetChart:
     for (name, panel), latents, codes in zip(panels.items(), places[::2], places[1::2]):
         in_use = panel.counts[which_codes] > 0
         for kind, shown in zip(LOOKS, (latents, codes[~in_use], codes[in_use])):
-            x, y = shown.round(3).T.tolist()
+            x, y = shown.astype(np.float64).round(3).T.tolist()
             row = {"panel": _wrapped(name), "kind": kind, "size": LOOKS[kind]["size"]}
             rows.append(row | {"x": x, "y": y})
     columns = _columns(len(panels), 4)

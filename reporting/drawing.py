@@ -215,7 +215,7 @@ def _curve_layers(place: dict, looks: dict) -> list[alt.Chart]:
         alt.Tooltip("run:N", title="title"),
         alt.Tooltip("name:N", title="series"),
         alt.Tooltip("x:Q", title=place["x"]["title"], format=","),
-        alt.Tooltip("y:Q", title=place["y"]["title"] or "value", format=".4g"),
+        alt.Tooltip("y:Q", title=place["y"]["title"] or "value", format=".4~g"),
         alt.Tooltip("note:N", title="of"),
     ]
     lines = {

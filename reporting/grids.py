@@ -14,7 +14,7 @@ from reporting.pictures import INPUTS, Pictures
 from reporting.recipes import label
 from reporting.runs import Run
 
-WIDTH, HEIGHT, LARGEST = 7.0, 9.0, 1.5  # inches, of a grid that fills a page, and of an image
+WIDTH, HEIGHT, LARGEST = 7.0, 9.0, 1.6  # inches, of a grid that fills a page, and of a column
 COLUMNS = 7  # of images side by side
 ROWS = 4  # of a system's images below each other; fewer, but two, where there are more rows of systems
 GAP = 24  # pixels between images of different systems

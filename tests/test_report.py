@@ -390,7 +390,7 @@ def test_a_point_says_its_run(window):
     rows = said.locator("tr").evaluate_all(
         "rows => rows.map(row => [...row.cells].map(cell => cell.innerText))"
     )
-    assert ["step:", "20"] in rows and ["accuracy (share of masked tokens):", "0.2"] in rows
+    assert ["step", "20"] in rows and ["accuracy (share of masked tokens)", "0.2"] in rows
     assert any("seed" in value for _, value in rows)
 
 

@@ -13,7 +13,7 @@ def svg_of(figure: Figure) -> ElementTree.Element:
 
 
 def marks(figure: Figure, kind: str) -> Iterator[dict[str, str]]:
-    """What each mark of a kind (point, bar, rect, …) says by its axes and its tooltip, and its look."""
+    """What each mark of a kind (point, bar, "rect mark") says by its axes and its tooltip, and its look."""
     for element in svg_of(figure).iter():
         if element.get("aria-roledescription") == kind:
             said = dict(part.split(": ", 1) for part in element.get("aria-label").split("; "))

@@ -62,7 +62,7 @@ def test_heatmap_has_the_shares_of_the_files(tmp_path):
         assert list(shown) == [1, 2, 50]
         assert np.all(np.diff(image[:, -1]) <= 0) and image[-1, -1] == 0
         assert sorted(map(tuple, image)) == sorted(map(tuple, counts / counts.sum(axis=0)))
-    assert len(list(marks(figure, "rect"))) == sum(len(row["share"]) for row in figure_rows)
+    assert len(list(marks(figure, "rect mark"))) == sum(len(row["share"]) for row in figure_rows)
     assert {"1", "2", "50"} <= set(texts(figure))
 
 

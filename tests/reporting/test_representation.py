@@ -16,7 +16,7 @@ from models.storage import build_tokenizer, load_tokenizer
 from reporting.representation import compare_representations, draw_representations
 from reporting.runs import read_runs
 from tests.conftest import TINY_TOKENIZER
-from tests.reporting.drawn import marks, texts
+from tests.reporting.drawn import marks, number, texts
 from tests.reporting.drawn import rows as rows_of
 from tests.reporting.made import make_run
 from training.config import TokenizerConfig, load_config
@@ -136,9 +136,9 @@ def test_files_and_figures_have_the_numbers(compared):
         assert float(row["effective_rank"]) == pytest.approx(tokens.effective_rank, rel=1e-5)
 
     heatmap, curves = draw_representations(found)
-    pairs = list(marks(heatmap, "rect"))
-    assert [float(pair["CKA, debiased"]) for pair in pairs] == pytest.approx(found.cka.flat, abs=1e-4)
-    assert [float(pair["as first published"]) for pair in pairs] == pytest.approx(
+    pairs = list(marks(heatmap, "rect mark"))
+    assert [number(pair["CKA, debiased"]) for pair in pairs] == pytest.approx(found.cka.flat, abs=1e-4)
+    assert [number(pair["as first published"]) for pair in pairs] == pytest.approx(
         found.cka_biased.flat, abs=1e-4
     )
     names = [pair["first"].replace("\n", " ") for pair in pairs]
@@ -146,7 +146,7 @@ def test_files_and_figures_have_the_numbers(compared):
     assert [pair["second"].replace("\n", " ") for pair in pairs[: len(found.names)]] == found.names
     shown = texts(heatmap)
     for value in found.cka.flat:
-        assert f"{value:.2f}".replace("-", "−") in shown
+        assert f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−") in shown
     panels = {"entropy": "entropy (bits)", "change": "change (of pixels in [0, 1])"}
     panels |= {"area": "area (share of the image)"}
     drawn = {(row["panel"], row["name"]): row["y"] for row in rows_of(curves)}
