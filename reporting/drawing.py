@@ -37,6 +37,7 @@ HOVER_POINTS = 100  # of these, with something to say to the mouse
 MARKED_POINTS = 15  # of these, with a marker
 # The width of a figure's place on the page. The plot's own, which it follows, is known too late for a legend.
 PLACE = f"((containerSize()[0] || {WIDTH}) + 0 * width)"
+NUMBERS = alt.Axis(format=".6~g", tickCount=6)  # also where all values are one
 CURVE = ["x", "y", "seen"]  # what a curve's row has lists of
 OURS, STUDY = "datum.source == 'ours'", "datum.source == 'study'"
 WORDS = {"labelColor": INK, "titleColor": INK, "titleFontWeight": "normal", "labelFontSize": 11}
@@ -169,11 +170,10 @@ def draw_curves(series: Sequence[Series], x_label: str, y_label: str, log_y: boo
     With Ctrl the wheel zooms; a mouse drags what is shown, and a double click brings all of it back.
     """
     x_axis = alt.Axis(format=",d", tickMinStep=1, tickCount=6, labelOverlap=True)
-    y_axis = alt.Axis(format="~g", tickCount=6) if log_y else alt.Axis(tickCount=6)
     y_scale = alt.Scale(type="log", nice=False) if log_y else alt.Scale(zero=False)
     place = {
         "x": alt.X("x:Q", title=x_label, scale=alt.Scale(zero=False, nice=False, padding=6), axis=x_axis),
-        "y": alt.Y("y:Q", title=y_label, scale=y_scale, axis=y_axis),
+        "y": alt.Y("y:Q", title=y_label, scale=y_scale, axis=NUMBERS),
     }
     *layers, found = _curve_layers(place, _looks(series))
     zoom = alt.selection_interval(
@@ -195,7 +195,7 @@ def draw_panels(panels: dict[str, Sequence[Series]], x_label: str, log_x: bool) 
         "x": alt.X(
             "x:Q", title=x_label, scale=x_scale, axis=alt.Axis(format="d", tickMinStep=1, tickCount=8)
         ),
-        "y": alt.Y("y:Q", title=None, axis=alt.Axis(tickCount=6)),
+        "y": alt.Y("y:Q", title=None, axis=NUMBERS),
     }
     layers = _curve_layers(place, _looks(next(iter(panels.values())), str(WIDTH)))
     return (

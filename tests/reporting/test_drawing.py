@@ -162,6 +162,13 @@ def test_values_that_are_not_finite_are_gaps():
     assert {mark["loss"] for mark in marks(drawn, "point")} == {"1", "2", "3"}
 
 
+def test_a_single_value_is_on_its_axis_as_it_is():
+    drawn = Figure(
+        "made", "", "", draw_curves([Series("run", 0, [Point(1000, 21.625, "run", "")])], "step", "PSNR")
+    )
+    assert {"21.625", "1,000"} <= set(texts(drawn))
+
+
 def test_what_a_logarithm_cannot_have_is_a_gap():
     zero = [Series("run", 0, [Point(step, y, "run", "") for step, y in enumerate((1.0, 0.0, 0.25))])]
     drawn = Figure("made", "", "", draw_curves(zero, "step", "loss", log_y=True))
