@@ -16,7 +16,7 @@ from models.encoder_as_run import LOST
 from options import number
 from reporting.charts import STUDY_CHARTS, build_charts
 from reporting.codebook import build_codebook_figures
-from reporting.drawing import save_figure
+from reporting.figure_files import save_figure
 from reporting.grids import build_grids
 from reporting.ladder import build_ladder, ladder_to_csv
 from reporting.loading import draw_loading, loading_to_csv

@@ -18,7 +18,7 @@ from training.analysis import Analysis, list_analyses, read_analysis
 from training.model_sections import TiTokSection
 
 CHOSEN_STEPS = 4  # in figure 10b
-CODE_ROWS = 128  # in figure 10a; where there are more codes, several make a row
+CODE_ROWS = 256  # in figure 10a; where there are more codes, several make a row
 TSNE_POINTS = 1500  # in a figure, two thirds of them latents
 GROUND = "#ffffff"  # of colours by value, whatever the reader's scheme
 LOOKS = {  # told apart by shape, by size and by being hollow

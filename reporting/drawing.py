@@ -1,20 +1,13 @@
 """Figures as the report draws them: one Vega-Lite specification each, for its page and for its files."""
 
-import io
 import math
-import os
-import re
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import altair as alt
 import numpy as np
-import vl_convert
-from PIL import Image, ImageDraw, ImageFont
-
-from errors import UserError
+from PIL import Image
 
 # Each has a contrast of 3 or more with white and with the page's dark ground. To the eye without red or green
 # cones no two are nearer than a CIELAB distance of 23. Neighbours differ in lightness, so also in grey;
@@ -31,7 +24,6 @@ STUDY_DASH = [5, 4]
 INK, PAPER = "#333333", "white"  # page.css has others for a dark ground
 FAINT = "rgba(128, 128, 128, 0.3)"
 WIDTH = 600  # pixels of a figure where its place has no width of its own
-POINTS_AN_INCH, DOTS_AN_INCH, PIXELS_AN_INCH = 72, 200, 96
 DRAWN_POINTS = 500  # of a curve, evenly taken from more
 HOVER_POINTS = 100  # of these, with something to say to the mouse
 MARKED_POINTS = 15  # of these, with a marker
@@ -48,7 +40,14 @@ CONFIG = {
     "axisX": {"grid": False},
     "legend": WORDS | {"labelLimit": 320, "titleLimit": 0, "symbolSize": 70, "symbolOpacity": 1},
     "header": WORDS,
-    "title": {"color": INK, "anchor": "start", "fontSize": 13, "offset": 12, "limit": WIDTH},
+    "title": {
+        "color": INK,
+        "anchor": "start",
+        "fontSize": 13,
+        "fontWeight": "normal",
+        "offset": 12,
+        "limit": WIDTH,
+    },
     "text": {"color": INK, "fontSize": 10},
     "point": {"opacity": 1},
 }
@@ -60,7 +59,12 @@ class Figure(NamedTuple):
     name: str  # of its files
     title: str
     caption: str
-    drawing: alt.TopLevelMixin | Image.Image  # a picture has DOTS_AN_INCH
+    drawing: alt.TopLevelMixin | Image.Image  # a picture has figure_files.DOTS_AN_INCH
+
+
+def specification(figure: Figure) -> dict:
+    """A figure's Vega-Lite specification, without its title and caption."""
+    return figure.drawing.to_dict() | {"config": CONFIG}
 
 
 class Point(NamedTuple):
@@ -175,7 +179,7 @@ def draw_curves(series: Sequence[Series], x_label: str, y_label: str, log_y: boo
         "x": alt.X("x:Q", title=x_label, scale=alt.Scale(zero=False, nice=False, padding=6), axis=x_axis),
         "y": alt.Y("y:Q", title=y_label, scale=y_scale, axis=NUMBERS),
     }
-    *layers, found = _curve_layers(place, _looks(series))
+    *layers, found = _curve_layers(place, _looks(series), clip=True)
     zoom = alt.selection_interval(
         bind="scales",
         zoom="wheel![event.ctrlKey]",
@@ -197,7 +201,7 @@ def draw_panels(panels: dict[str, Sequence[Series]], x_label: str, log_x: bool) 
         ),
         "y": alt.Y("y:Q", title=None, axis=NUMBERS),
     }
-    layers = _curve_layers(place, _looks(next(iter(panels.values())), str(WIDTH)))
+    layers = _curve_layers(place, _looks(next(iter(panels.values())), str(WIDTH)), clip=False)
     return (
         alt.layer(*layers)
         .properties(width=width, height=180)
@@ -207,7 +211,7 @@ def draw_panels(panels: dict[str, Sequence[Series]], x_label: str, log_x: bool) 
     )
 
 
-def _curve_layers(place: dict, looks: dict) -> list[alt.Chart]:
+def _curve_layers(place: dict, looks: dict, clip: bool) -> list[alt.Chart]:
     """Lines, markers, and on top of them what the mouse finds, of which nothing is seen."""
     line = alt.Chart().encode(**place, detail="part:N", color=looks["color"], strokeDash=looks["strokeDash"])
     point = alt.Chart().encode(**place, color=looks["color"], shape=looks["shape"])
@@ -225,12 +229,12 @@ def _curve_layers(place: dict, looks: dict) -> list[alt.Chart]:
     }
     return [
         *(
-            line.transform_filter(f"datum.part == '{part}'").mark_line(clip=True, **look)
+            line.transform_filter(f"datum.part == '{part}'").mark_line(clip=clip, **look)
             for part, look in lines.items()
         ),
-        point.transform_filter("datum.seen == 2").mark_point(filled=True, size=45, clip=True),
+        point.transform_filter("datum.seen == 2").mark_point(filled=True, size=45, clip=clip),
         point.transform_filter("datum.seen > 0")
-        .mark_point(filled=True, size=90, opacity=0, clip=True)
+        .mark_point(filled=True, size=90, opacity=0, clip=clip)
         .encode(tooltip=said),
     ]
 
@@ -331,70 +335,3 @@ def _error_bars(place: dict, looks: dict, along: Literal["x", "y"]) -> list[alt.
 
 def _wrapped(category: str) -> str:
     return "\n".join(textwrap.wrap(category, 18))
-
-
-# --- as files and for the page ------------------------------------------------------------------------------
-
-
-def specification(figure: Figure) -> dict:
-    """A figure's Vega-Lite specification, without its title and caption."""
-    return figure.drawing.to_dict() | {"config": CONFIG}
-
-
-def save_figure(figure: Figure, folder: Path) -> tuple[Path, Path]:
-    """Write a figure with its title as <name>.png, DOTS_AN_INCH, and <name>.pdf.
-
-    Raises UserError where the folder can't be written to.
-    """
-    if isinstance(figure.drawing, Image.Image):
-        contents = _picture_files(_with_title(figure.drawing, figure.title))
-    else:
-        svg = vl_convert.vegalite_to_svg(specification(figure) | {"title": figure.title})
-        contents = _svg_files(svg)
-    paths = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for suffix, content in contents.items():
-            paths.append(folder / f"{figure.name}.{suffix}")
-            part = folder / f"{figure.name}.part"
-            part.write_bytes(content)
-            os.replace(part, paths[-1])
-    except OSError as error:
-        reason = f"not writable ({error.strerror}); name another folder"
-        raise UserError(f"{folder / figure.name}: {reason}") from error
-    return tuple(paths)
-
-
-def _svg_files(svg: str) -> dict[str, bytes]:
-    """PNG and PDF of an SVG in pixels of CSS, of which PIXELS_AN_INCH make an inch."""
-    share = POINTS_AN_INCH / PIXELS_AN_INCH
-
-    def in_points(match: re.Match) -> str:
-        return 'width="{:g}" height="{:g}"'.format(*(share * float(each) for each in match.groups()))
-
-    svg = re.sub(r'<path [^>]*opacity="0"[^>]*>(</path>)?', "", svg)  # only for the mouse
-    svg = re.sub(r'width="([\d.]+)" height="([\d.]+)"', in_points, svg, count=1)
-    return {"png": vl_convert.svg_to_png(svg, ppi=DOTS_AN_INCH), "pdf": vl_convert.svg_to_pdf(svg)}
-
-
-def _picture_files(picture: Image.Image) -> dict[str, bytes]:
-    png, pdf = io.BytesIO(), io.BytesIO()
-    picture.save(png, "PNG", dpi=(DOTS_AN_INCH, DOTS_AN_INCH))
-    picture.save(pdf, "PDF", resolution=DOTS_AN_INCH, quality=95)
-    return {"png": png.getvalue(), "pdf": pdf.getvalue()}
-
-
-def _with_title(picture: Image.Image, title: str) -> Image.Image:
-    font = font_of(10)
-    above = round(2 * font.size)
-    titled = Image.new(
-        "RGB", (max(picture.width, math.ceil(font.getlength(title))), above + picture.height), PAPER
-    )
-    titled.paste(picture, (0, above))
-    ImageDraw.Draw(titled).text((0, 0), title, INK, font)
-    return titled
-
-
-def font_of(points: float) -> ImageFont.FreeTypeFont:
-    """The font of a picture's words, of a size in points at DOTS_AN_INCH."""
-    return ImageFont.load_default(points * DOTS_AN_INCH / POINTS_AN_INCH)

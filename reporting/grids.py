@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from reporting.drawing import DOTS_AN_INCH, INK, PAPER, Figure, font_of
+from reporting.drawing import INK, PAPER, Figure
+from reporting.figure_files import DOTS_AN_INCH, font_of
 from reporting.pictures import INPUTS, Pictures
 from reporting.recipes import label
 from reporting.runs import Run
