@@ -25,7 +25,8 @@ INK, PAPER = "#333333", "white"  # page.css has others for a dark ground
 FAINT = "rgba(128, 128, 128, 0.3)"
 WIDTH = 600  # pixels of a figure where its place has no width of its own
 DRAWN_POINTS = 500  # of a curve, evenly taken from more
-HOVER_POINTS = 100  # of these, with something to say to the mouse
+HOVER_POINTS = 100  # of these, with something to say to the mouse; fewer where there are many curves
+HOVER_POINTS_IN_ALL = 2000
 MARKED_POINTS = 15  # of these, with a marker
 # The width of a figure's place on the page. The plot's own, which it follows, is known too late for a legend.
 PLACE = f"((containerSize()[0] || {WIDTH}) + 0 * width)"
@@ -244,6 +245,7 @@ def _curve_rows(series: Sequence[Series], log_x: bool = False, least: float = -m
 
     What isn't above the least is a gap.
     """
+    hover_points = max(MARKED_POINTS, min(HOVER_POINTS, HOVER_POINTS_IN_ALL // len(series)))
     rows = []
     for each in series:
         parts = {"raw": each.raw, "curve": each.points} if each.points else {"alone": each.raw}
@@ -251,7 +253,7 @@ def _curve_rows(series: Sequence[Series], log_x: bool = False, least: float = -m
             if not points:
                 continue
             drawn = [points[place] for place in _evenly(len(points), DRAWN_POINTS)]
-            seen = dict.fromkeys(_evenly(len(drawn), HOVER_POINTS), 1)
+            seen = dict.fromkeys(_evenly(len(drawn), hover_points), 1)
             if part != "raw":
                 seen |= dict.fromkeys(_evenly(len(drawn), MARKED_POINTS, log_x), 2)
             rows.append(

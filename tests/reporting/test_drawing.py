@@ -9,6 +9,7 @@ from PIL import ImageColor
 
 from reporting.drawing import (
     COLOURS,
+    MARKED_POINTS,
     Figure,
     Point,
     Series,
@@ -158,6 +159,16 @@ def test_values_that_are_not_finite_are_gaps():
     assert rows(drawn)[0]["y"] == [1.0, None, 2.0, None, 3.0]
     json.dumps(specification(drawn), allow_nan=False)
     assert {mark["loss"] for mark in marks(drawn, "point")} == {"1", "2", "3"}
+
+
+@pytest.mark.parametrize("number, each", [(2, 100), (40, 50), (200, 15)])
+def test_the_mouse_finds_points_of_every_curve_but_not_too_many(number, each):
+    long = [Point(step, 1.0, "run", "") for step in range(1000)]
+    drawn = Figure(
+        "made", "", "", draw_curves([Series(f"{look}", look, long) for look in range(number)], "", "")
+    )
+    found = [sum(map(bool, row["seen"])) for row in rows(drawn)]
+    assert len(found) == number and all(each <= count <= each + MARKED_POINTS for count in found)
 
 
 def test_a_single_value_is_on_its_axis_as_it_is():
