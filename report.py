@@ -11,17 +11,21 @@ import torch
 
 from data.frames import FrameDataset, collate_images, list_frames, to_unit_range
 from errors import UserError, command
+from metrics.loading import LoadingLoss, loading_loss, pixels_of
 from models.encoder_as_run import LOST
 from options import number
-from reporting.charts import STUDY_CHARTS, build_charts, draw, save_figure
-from reporting.figures import build_figures
-from reporting.ladder import build_ladder, ladder_to_csv, ladder_to_markdown
-from reporting.loading import LoadingLoss, draw_loading, loading_loss, loading_to_csv, pixels_of
+from reporting.charts import STUDY_CHARTS, build_charts
+from reporting.codebook import build_codebook_figures
+from reporting.figure_files import save_figure
+from reporting.grids import build_grids
+from reporting.ladder import build_ladder, ladder_to_csv
+from reporting.loading import draw_loading, loading_to_csv
 from reporting.page import render_page
 from reporting.pictures import choose_frames, make_pictures, native_size
 from reporting.representation import Representations, compare_representations, draw_representations
 from reporting.runs import Run, read_runs
-from reporting.tables import build_tables, runs_outside, to_csv, to_latex, to_markdown
+from reporting.tables import build_tables, runs_outside
+from reporting.texts import fill
 from training.model_sections import TiTokSection
 
 GENERATED_IMAGES = 16  # by each generator
@@ -65,11 +69,13 @@ def main() -> None:
 
     tables = build_tables(runs, arguments.runs)
     for table in tables:
-        for suffix, text in {"md": to_markdown, "csv": to_csv, "tex": to_latex}.items():
-            write(out / "tables" / f"table_{table.number}.{suffix}", text(table))
+        path = out / "tables" / f"table_{table.number}"
+        for suffix in (".md", ".tex"):
+            write(path.with_suffix(suffix), fill(f"table{suffix}", table=table))
+        write(path.with_suffix(".csv"), table.to_csv())
     ladder = build_ladder(runs)
     if ladder:
-        write(out / "tables" / "ladder.md", ladder_to_markdown(ladder))
+        write(out / "tables" / "ladder.md", fill("ladder.md", ladder=ladder))
         write(out / "tables" / "ladder.csv", ladder_to_csv(ladder))
     charts = build_charts(runs)
     drawn_charts = {chart.name for chart in charts}
@@ -78,8 +84,10 @@ def main() -> None:
     pictures, missing = make_pictures(runs, arguments.num_images, GENERATED_IMAGES, seed, device)
     left_out += missing
     print("drawing figures", flush=True)
-    figures, missing = build_figures(runs, pictures, seed)
-    left_out += missing
+    figures, missing = build_grids(runs, pictures)
+    codebook_figures, missing_codes = build_codebook_figures(runs, seed)
+    figures += codebook_figures
+    left_out += missing + missing_codes
     print("comparing representations", flush=True)
     representations = compare(runs, device, seed, left_out)
     drawn = draw_representations(representations) if representations else []
@@ -90,10 +98,8 @@ def main() -> None:
 
     for name, text in (representations.to_csv() if representations else {}).items():
         write(out / "tables" / f"{name}.csv", text)
-    for chart in charts:
-        save_figure(draw(chart), out / "figures", chart.name)
-    for picture in figures + drawn:
-        save_figure(picture.figure, out / "figures", picture.name)
+    for figure in charts + figures + drawn:
+        save_figure(figure, out / "figures")
 
     page = render_page(
         runs=runs,

@@ -1,9 +1,32 @@
 """What representations have in common, how many dimensions they fill, and what each token carries."""
 
 import math
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from models.editing import token_influence
+from models.tokenizer import Tokenizer
+
+ABLATED_FRAMES = 4
+ALTERNATIVES = 2  # other codes in a token's place
+
+
+class Tokens(NamedTuple):
+    """What a tokenizer's tokens are like over a set of frames."""
+
+    tokenizer: str
+    run: str
+    token_size: int  # D, the dimension of a code
+    rank: int  # of all tokens' latents, at most D
+    effective_rank: float  # of the same
+    image_rank: float  # effective, of images' latents (N, K * D): at most N - 1
+    codes_used: float  # the share of the codebook
+    entropy: np.ndarray  # (K,): bits of each token's codes over the frames
+    change: np.ndarray  # (K,): mean absolute change of the image, of 1, where another code is in its place
+    area: np.ndarray  # (K,): the share of the image over which that change is spread
 
 
 def linear_cka(first: Tensor, second: Tensor, debiased: bool = False) -> float:
@@ -74,3 +97,22 @@ def effective_area(maps: Tensor) -> Tensor:
     pixels = maps.flatten(1).double()
     shares = pixels / pixels.sum(dim=1, keepdim=True)
     return torch.special.entr(shares).sum(dim=1).exp() / pixels.shape[1]
+
+
+def measure_tokens(
+    name: str, run: str, tokenizer: Tokenizer, latents: Tensor, codes: Tensor, seed: int
+) -> Tokens:
+    """What a tokenizer of that name, of that run, makes of N images: latents (N, K, D) and codes (N, K)."""
+    influences = [token_influence(tokenizer, each, ALTERNATIVES, seed) for each in codes[:ABLATED_FRAMES]]
+    return Tokens(
+        tokenizer=name,
+        run=run,
+        token_size=latents.shape[-1],
+        rank=rank(latents.flatten(0, 1)),
+        effective_rank=effective_rank(latents.flatten(0, 1)),
+        image_rank=effective_rank(latents.flatten(1)),
+        codes_used=len(codes.unique()) / tokenizer.codebook_size,
+        entropy=token_entropy(codes, tokenizer.codebook_size).cpu().numpy(),
+        change=torch.stack([maps.double().mean(dim=(1, 2)) for maps in influences]).mean(dim=0).cpu().numpy(),
+        area=torch.stack([effective_area(maps) for maps in influences]).mean(dim=0).cpu().numpy(),
+    )

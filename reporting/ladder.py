@@ -1,12 +1,11 @@
 """The ladder from the study's TiTok-64 + MAE as run to our own recipe, a rung for each difference."""
 
-import csv
-import io
 from typing import NamedTuple
 
+from reporting.recipes import RECIPES, match
 from reporting.runs import Run
-from reporting.study import RECIPES, match
 from reporting.tables import METRICS, shortened
+from reporting.texts import to_csv
 from training.cells import LADDER
 
 COLUMNS = {"rfid_as_run": "rFID as run", "rfid": METRICS["rfid"], "codebook": METRICS["codebook"]}
@@ -70,33 +69,8 @@ def build_ladder(runs: list[Run]) -> list[Rung]:
 
 def ladder_to_csv(rungs: list[Rung]) -> str:
     """A line a rung; values as they are, unrounded."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["rung", "puts_right", "run", "steps", *COLUMNS, "differs"])
-    for rung in rungs:
-        values = rung.values.values()
-        differs = "; ".join(rung.differs)
-        writer.writerow([rung.number, rung.what, rung.run, rung.steps, *values, differs])
-    return file.getvalue()
-
-
-def ladder_to_markdown(rungs: list[Rung]) -> str:
-    """The ladder as a table, with the commands that train what has no run."""
     lines = [
-        "## The ladder",
-        "",
-        "TiTok-64 + MAE from the study's training as its code ran it to our own.",
-        "",
+        (rung.number, rung.what, rung.run, rung.steps, *rung.values.values(), "; ".join(rung.differs))
+        for rung in rungs
     ]
-    lines.append(f"| rung | what it puts right | {' | '.join(COLUMNS.values())} |")
-    lines.append(f"|---:|---|{'---:|' * len(COLUMNS)}")
-    lines += [f"| {rung.number} | {rung.what} | {' | '.join(rung.texts)} |" for rung in rungs]
-    noted = [rung for rung in rungs if rung.note]
-    if noted:
-        lines += ["", "Values of other trainings than the rung's:", ""]
-        lines += [f"- {rung.number}: {rung.note}" for rung in noted]
-    lacking = [rung for rung in rungs if rung.lacks]
-    if lacking:
-        lines += ["", "What trains the rungs that have no run of theirs:", ""]
-        lines += [f"- {rung.number}: `{rung.command}`" for rung in lacking]
-    return "\n".join(lines) + "\n"
+    return to_csv(["rung", "puts_right", "run", "steps", *COLUMNS, "differs"], lines)

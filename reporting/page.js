@@ -1,4 +1,4 @@
-// Pictures open large, beside their input; the slider; charts follow the reader's scheme and their place's width.
+// Pictures open large, beside their input; the slider; charts are drawn.
 const shots = [...document.querySelectorAll(".shot")];
 const find = (frame, system) => shots.find(({ dataset }) => dataset.frame === frame && dataset.system === system);
 const copy = (shot) => shot.firstElementChild.cloneNode();
@@ -49,20 +49,11 @@ if (compare) {
   pose();
 }
 
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const paint = () => {
-  for (const chart of document.querySelectorAll(".plotly-graph-div")) {
-    Plotly.relayout(chart, THEMES[dark.matches ? "dark" : "light"]);
-  }
-};
-dark.addEventListener("change", paint);
-paint();
-
-// Plotly itself follows the window only, and drew the first charts before others stood beside them.
-const fit = new ResizeObserver((entries) => {
-  for (const { target, contentRect } of entries) if (contentRect.width) Plotly.Plots.resize(target);
-});
-document.querySelectorAll(".plotly-graph-div").forEach((chart) => fit.observe(chart));
+// Level 1 is errors. Vega looks at the width of a chart's place when the window changes, and places change with more than that.
+for (const text of document.querySelectorAll("script[type='application/json']")) {
+  vegaEmbed(text.previousElementSibling, JSON.parse(text.textContent), { renderer: "svg", actions: false, logLevel: 1 });
+}
+new ResizeObserver(() => dispatchEvent(new Event("resize"))).observe(document.querySelector("main"));
 
 const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
 const watch = new IntersectionObserver(

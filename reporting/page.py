@@ -5,17 +5,14 @@ import io
 from pathlib import Path
 
 import jinja2
-import plotly.offline
+import vl_convert
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from reporting.charts import THEMES, to_html
-from reporting.study import label
-
-DOTS = 200  # an inch, of a figure
+from reporting.drawing import specification
+from reporting.recipes import INITS, label
 
 
 def render_page(**content: object) -> str:
@@ -27,9 +24,17 @@ def render_page(**content: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"label": label, "chart": to_html, "jpeg": jpeg_uri, "drawing": drawing_uri}
-    plotly_js = Markup(plotly.offline.get_plotlyjs())
-    return environment.get_template("page.html").render(themes=THEMES, plotly_js=plotly_js, **content)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    environment.filters |= {
+        "label": label,
+        "specification": specification,
+        "jpeg": jpeg_uri,
+        "webp": webp_uri,
+    }
+    environment.globals["INITS"] = INITS
+    environment.tests["picture"] = lambda figure: isinstance(figure.drawing, Image.Image)
+    vega = Markup(vl_convert.javascript_bundle().replace("</script", "<\\/script"))
+    return environment.get_template("page.html").render(vega=vega, **content)
 
 
 def jpeg_uri(image: Tensor) -> str:
@@ -37,12 +42,9 @@ def jpeg_uri(image: Tensor) -> str:
     return to_uri(to_pil_image((image * 255).round().byte()), "JPEG", quality=88)
 
 
-def drawing_uri(figure: Figure) -> str:
-    """A drawn figure in a URI, without its title, which the page writes itself."""
-    figure.suptitle("")
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DOTS)
-    return to_uri(Image.open(file).convert("RGB"), "WEBP", quality=90)
+def webp_uri(picture: Image.Image) -> str:
+    """A picture as a WebP in a URI."""
+    return to_uri(picture, "WEBP", quality=90)
 
 
 def to_uri(image: Image.Image, format: str, quality: int) -> str:

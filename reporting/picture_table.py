@@ -3,9 +3,8 @@
 import math
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from models.editing import Box
@@ -90,7 +89,8 @@ def outlined(picture: Image.Image, box: Box) -> Image.Image:
 def heat_map(values: Tensor) -> Image.Image:
     """Values (H, W), not negative, in colours from black for 0 to light yellow for their largest."""
     share = values / values.max().clamp_min(1e-12)
-    return Image.fromarray(matplotlib.colormaps["inferno"](share.numpy(), bytes=True)[..., :3])
+    grey = Image.fromarray((255 * share).round().byte().numpy())
+    return ImageOps.colorize(grey, "#000004", "#fcffa4", "#bc3754")
 
 
 def to_picture(image: Tensor) -> Image.Image:

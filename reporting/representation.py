@@ -1,7 +1,5 @@
 """The study's open questions: what tokenizers' latents have in common, and what each token carries."""
 
-import csv
-import io
 import math
 import textwrap
 from functools import cache
@@ -9,44 +7,24 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.style
+import altair as alt
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 from torch import Tensor
 
 from data.frames import Frame, FrameDataset, to_unit_range
 from errors import UserError
-from metrics.representation import effective_area, effective_rank, linear_cka, rank, token_entropy
-from models.editing import token_influence
+from metrics.representation import ABLATED_FRAMES, Tokens, linear_cka, measure_tokens
 from models.pretrained import SOURCES, build_encoder
 from models.storage import load_tokenizer
 from models.tokenizer import Tokenizer
-from reporting.charts import STYLE, curve_look
-from reporting.figures import WIDTH, Picture
+from reporting.drawing import Figure, draw_panels, over_places, values
+from reporting.recipes import INITS, label
 from reporting.runs import Run
-from reporting.study import INITS, label
+from reporting.texts import to_csv
 from training.model_sections import TiTokSection
 
 BATCH = 16  # images at once
-ABLATED_FRAMES = 4
-ALTERNATIVES = 2  # other codes in a token's place
-
-
-class Tokens(NamedTuple):
-    """What a tokenizer's tokens are like over a set of frames."""
-
-    tokenizer: str
-    run: str
-    token_size: int  # D, the dimension of a code
-    rank: int  # of all tokens' latents, at most D
-    effective_rank: float  # of the same
-    image_rank: float  # effective, of images' latents (N, K * D): at most N - 1
-    codes_used: float  # the share of the codebook
-    entropy: np.ndarray  # (K,): bits of each token's codes over the frames
-    change: np.ndarray  # (K,): mean absolute change of the image, of 1, where another code is in its place
-    area: np.ndarray  # (K,): the share of the image over which that change is spread
 
 
 class Representations(NamedTuple):
@@ -88,11 +66,8 @@ class Representations(NamedTuple):
 
 
 def _csv(header: str, rows: list[tuple]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header.split(","))
-    writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
-    return file.getvalue()
+    lines = ([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    return to_csv(header.split(","), lines)
 
 
 # --- measured -----------------------------------------------------------------------------------------------
@@ -130,7 +105,7 @@ def compare_representations(
             continue
         latents, codes = encode(tokenizer, load_images(tokenizer.image_size, run.config.data.resize), device)
         features[label(run)] = latents.flatten(1)
-        tokens.append(measure_tokens(run, tokenizer, latents, codes, seed))
+        tokens.append(measure_tokens(label(run), run.name, tokenizer, latents, codes, seed))
     for init, run in sources.items():
         model = run.config.model
         try:
@@ -174,40 +149,21 @@ def source_features(model: TiTokSection, images: Tensor, device: torch.device) -
     return torch.cat([part[:, 1:].mean(dim=1) for part in parts]).cpu()
 
 
-def measure_tokens(run: Run, tokenizer: Tokenizer, latents: Tensor, codes: Tensor, seed: int) -> Tokens:
-    """A tokenizer's Tokens from latents (N, K, D) and codes (N, K) of images."""
-    influences = [token_influence(tokenizer, each, ALTERNATIVES, seed) for each in codes[:ABLATED_FRAMES]]
-    return Tokens(
-        tokenizer=label(run),
-        run=run.name,
-        token_size=latents.shape[-1],
-        rank=rank(latents.flatten(0, 1)),
-        effective_rank=effective_rank(latents.flatten(0, 1)),
-        image_rank=effective_rank(latents.flatten(1)),
-        codes_used=len(codes.unique()) / tokenizer.codebook_size,
-        entropy=token_entropy(codes, tokenizer.codebook_size).cpu().numpy(),
-        change=torch.stack([maps.double().mean(dim=(1, 2)) for maps in influences]).mean(dim=0).cpu().numpy(),
-        area=torch.stack([effective_area(maps) for maps in influences]).mean(dim=0).cpu().numpy(),
-    )
-
-
 # --- drawn --------------------------------------------------------------------------------------------------
 
 
-def draw_representations(found: Representations) -> list[Picture]:
+def draw_representations(found: Representations) -> list[Figure]:
     """A heatmap of CKA where there are two representations, and what the tokens of each tokenizer carry."""
-    pictures = []
+    figures = []
     if len(found.names) > 1:
-        title = "Likeness of representations"
         caption = (
             f"Linear CKA over {found.num_frames} validation frames, debiased, so that representations "
             "without anything in common have 0; equal ones, up to rotation and scale, have 1. Latents are an "
             "image's tokens one after another; features are the mean patch token of the published model that "
             "an encoder starts from."
         )
-        pictures.append(Picture("representation_cka", title, caption, draw_cka(title, found)))
+        figures.append(Figure("representation_cka", "Likeness of representations", caption, draw_cka(found)))
     if found.tokens:
-        title = "What each token carries"
         caption = (
             f"Left, the entropy of each token's code over {found.num_frames} validation frames, which is at "
             f"most {math.log2(found.num_frames):.1f} bits for so many. Middle, how much the image changes, "
@@ -215,57 +171,56 @@ def draw_representations(found: Representations) -> list[Picture]:
             "in the token's place. Right, over which share of the image that change is spread. Each is "
             "sorted, from the token with the most."
         )
-        pictures.append(Picture("representation_tokens", title, caption, draw_tokens(title, found.tokens)))
-    return pictures
+        drawing = draw_tokens(found.tokens)
+        figures.append(Figure("representation_tokens", "What each token carries", caption, drawing))
+    return figures
 
 
-def draw_cka(title: str, found: Representations) -> Figure:
+def draw_cka(found: Representations) -> alt.LayerChart:
     """CKA of each pair, as colour and as number."""
-    count = len(found.names)
-    names = [textwrap.fill(name, 20) for name in found.names]
-    with matplotlib.style.context(STYLE):
-        side = min(WIDTH, 2.2 + 0.55 * count)
-        figure = Figure((side, side + 0.3))
-        figure.suptitle(title, x=0.01, ha="left")
-        axes = figure.add_subplot()
-        axes.imshow(found.cka, cmap="cividis_r", vmin=0, vmax=1)
-        size = 7 if count <= 12 else 5
-        for i, j in np.ndindex(count, count):
-            value = found.cka[i, j]
-            colour = "white" if value > 0.5 else "black"
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=size, color=colour)
-        axes.set_xticks(range(count), names, rotation=90, fontsize=size)
-        axes.set_yticks(range(count), names, fontsize=size)
-        axes.grid(visible=False)
-    return figure
+    names = [textwrap.fill(name, 22) for name in found.names]
+    rows = [
+        {
+            "first": names[i],
+            "second": names[j],
+            "cka": float(found.cka[i, j]),
+            "biased": float(found.cka_biased[i, j]),
+        }
+        for i, j in np.ndindex(found.cka.shape)
+    ]
+    axis = alt.Axis(labelExpr="split(datum.label, '\\n')", labelPadding=5, ticks=False, domain=False)
+    pair = alt.Chart().encode(
+        x=alt.X("second:N", title=None, sort=names, axis=axis),
+        y=alt.Y("first:N", title=None, sort=names, axis=axis),
+        tooltip=[
+            *(alt.Tooltip(f"{field}:N", title=field) for field in ("first", "second")),
+            alt.Tooltip("cka:Q", title="CKA, debiased", format=".4f"),
+            alt.Tooltip("biased:Q", title="as first published", format=".4f"),
+        ],
+    )
+    colours = alt.Scale(scheme="cividis", reverse=True, domain=[0, 1], clamp=True)
+    ink = alt.condition("datum.cka > 0.5", alt.value("#ffffff"), alt.value("#000000"))
+    return (
+        alt.layer(
+            pair.mark_rect().encode(color=alt.Color("cka:Q", scale=colours, legend=None)),
+            pair.mark_text().encode(text=alt.Text("cka:Q", format=".2f"), color=ink),
+            data=values(rows),
+        )
+        .transform_filter("isValid(datum.cka)")
+        .properties(width=alt.Step(36), height=alt.Step(36))
+    )
 
 
-def draw_tokens(title: str, tokens: list[Tokens]) -> Figure:
+def draw_tokens(tokens: list[Tokens]) -> alt.FacetChart:
     """Three panels with a curve for each tokenizer, its tokens sorted from the largest value."""
+
+    fields = {"entropy (bits)": "entropy", "change (of pixels in [0, 1])": "change"}
+    fields |= {"area (share of the image)": "area"}
     panels = {
-        "entropy": "entropy (bits)",
-        "change": "change (of pixels in [0, 1])",
-        "area": "area (share of the image)",
+        title: [
+            over_places(each.tokenizer, look, each.run, np.sort(getattr(each, field))[::-1])
+            for look, each in enumerate(tokens)
+        ]
+        for title, field in fields.items()
     }
-    with matplotlib.style.context(STYLE):
-        in_a_row = max(1, 120 // (max(len(each.tokenizer) for each in tokens) + 9))
-        figure = Figure((WIDTH, 2.9 + 0.17 * math.ceil(len(tokens) / in_a_row)))
-        figure.suptitle(title, x=0.01, ha="left")
-        for axes, (name, text) in zip(figure.subplots(1, 3), panels.items()):
-            for look, each in enumerate(tokens):
-                values = np.sort(getattr(each, name))[::-1]
-                axes.plot(
-                    np.arange(1, len(values) + 1),
-                    values,
-                    **curve_look(look),
-                    markevery=[2**power - 1 for power in range(len(values).bit_length())],
-                    label=each.tokenizer,
-                )
-            axes.set_title(text, fontsize=8.5)
-            axes.set_xlabel("token, sorted")
-            axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter(ScalarFormatter())
-            axes.set_ylim(bottom=0)
-        handles, names = axes.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower left", ncols=in_a_row)
-    return figure
+    return draw_panels(panels, "token, sorted", log_x=True)

@@ -1,34 +1,23 @@
-"""The study's tables filled from runs, and their text as Markdown, CSV and LaTeX."""
+"""The study's tables filled from runs."""
 
-import csv
-import html
-import io
-import re
-import shlex
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
 from metrics import as_run
+from reporting.filling import MatchedRuns
+from reporting.recipes import AS_RUN, is_comparable, match, system
 from reporting.runs import Run
-from reporting.study import AS_RUN, RECIPES, TABLES, Match, match, steps_of, system, tokenizer_recipe
-from training.config import GeneratorConfig
-from training.sections import Subset
+from reporting.study import TABLES
+from reporting.texts import to_csv
 
 METRICS = {"rfid": "rFID", "gfid": "gFID", "codebook": "codebook usage"}
 IN_PERCENT = {"codebook", "codebook_as_run"}  # the others have no unit
 NOT_AS_RUN = "trained as the study's text says"
-MISSING_IMAGES = 0.01  # share of broken frames with which a value still compares with the study's
-DEFAULT_ROOT = Path("runs")  # of the configs
 PHRASES = 6  # of a note that a table has below it; the run's config has the rest
 CSV_COLUMNS = ["table", "row", "metric", "ours", "study", "difference", "n", "std", "steps", "seed", "run"]
 CSV_COLUMNS += ["differs", "commands"]
-LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
-LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''"}
-LATEX |= {"−": "$-$", "±": r"$\pm$"}
 
 
 class Candidate(NamedTuple):
@@ -89,6 +78,11 @@ class TableRow(NamedTuple):
     name: str
     cells: list[Cell | None]
 
+    @property
+    def height(self) -> int:
+        """In lines, one for each candidate of a cell."""
+        return max([1, *(len(cell.candidates) for cell in self.cells if cell)])
+
 
 class Table(NamedTuple):
     """One of the study's tables. Each metric takes three columns: ours, the study's, the difference."""
@@ -101,8 +95,33 @@ class Table(NamedTuple):
     rows: list[TableRow]
     notes: list[tuple[str, str]]  # mark and text
 
+    @property
+    def lacking(self) -> list[tuple[str, list[str]]]:
+        """By row that lacks something: its name with what it lacks, and the commands for it, each once."""
+        lacking = []
+        for row in self.rows:
+            cells = [cell for cell in row.cells if cell and cell.commands]
+            if cells:
+                names = f"{row.name}: {', '.join(METRICS[cell.metric] for cell in cells)}"
+                lacking.append((names, list(dict.fromkeys(each for cell in cells for each in cell.commands))))
+        return lacking
 
-# --- from runs ----------------------------------------------------------------------------------------------
+    def to_csv(self) -> str:
+        """A line for each candidate, and for a cell without one.
+
+        The runs, seeds and notes of one candidate are separated by semicolons.
+        """
+        lines = []
+        for row in self.rows:
+            for cell in filter(None, row.cells):
+                place, commands = (self.number, row.name, cell.metric), " && ".join(cell.commands)
+                for each in cell.candidates:
+                    lists = ["; ".join(texts) for texts in (each.seeds, each.runs, each.notes)]
+                    values = (each.value, cell.study, each.difference, len(each.runs), each.std, each.steps)
+                    lines.append((*place, *values, *lists, commands))
+                if not cell.candidates:
+                    lines.append((*place, None, cell.study, None, 0, *[None] * 5, commands))
+        return to_csv(CSV_COLUMNS, lines)
 
 
 def build_tables(runs: list[Run], root: str | Path = "runs") -> list[Table]:
@@ -184,7 +203,9 @@ def _find_candidates(
         for runs in [group] if len(seeds) == len(group) else [[run] for run in group]:
             values = [run.results[metric]["value"] for run in runs]
             value = mean(values)
-            compares = study is not None and all(_compares(run, run.results[metric], recipe) for run in runs)
+            compares = study is not None and all(
+                is_comparable(run, run.results[metric], recipe) for run in runs
+            )
             candidates.append(
                 Candidate(
                     metric,
@@ -223,20 +244,6 @@ def _measured_otherwise(run: Run, record: dict) -> list[str]:
     return phrases
 
 
-def _compares(run: Run, record: dict, recipe: str) -> bool:
-    """Whether a result was measured as the study's: by its scripts' measure, on as many such images."""
-    config = RECIPES[recipe]
-    tokenizer = RECIPES[tokenizer_recipe(recipe)] if run.is_generator else config
-    counts = [record["num_images"], record.get("num_real", record["num_images"])]
-    return (
-        record["metric"].endswith(as_run.SUFFIX)
-        and Subset(**record["subset"]) == config.data.val
-        and run.config.data.resize == config.data.resize
-        and all(abs(count - as_run.NUM_IMAGES) <= MISSING_IMAGES * as_run.NUM_IMAGES for count in counts)
-        and (run.tokenizer or run).config.model.image_size == tokenizer.model.image_size
-    )
-
-
 def _mark_notes(rows: list[TableRow]) -> tuple[list[TableRow], list[tuple[str, str]]]:
     """The rows with marks on the candidates that have notes or a rival, and the notes by mark."""
     marks: dict[str, str] = {}
@@ -267,228 +274,3 @@ def _letters(number: int) -> str:
     """a, b, …, z, aa, ab, … counted from 0."""
     first, last = divmod(number, 26)
     return (_letters(first - 1) if first else "") + "abcdefghijklmnopqrstuvwxyz"[last]
-
-
-# --- what fills a cell --------------------------------------------------------------------------------------
-
-
-class MatchedRuns:
-    """Runs by the training of the study that they are or come nearest to, and the commands for the rest."""
-
-    def __init__(self, runs: list[Run], root: Path):
-        self.root = root
-        self.near = defaultdict(list)  # by recipe: runs, and how they differ from it
-        self.taken = set()  # names of runs that training the recipe of the name would not lead to it
-        for run in runs:
-            nearest = match(run)
-            if nearest is not None:
-                self.near[nearest.recipe].append((run, nearest.differs))
-            own_name = nearest and RECIPES[nearest.recipe].run.name
-            if own_name != run.name or not _leads_to(run, nearest):
-                self.taken.add(run.name)
-
-    def exact(self, recipe: str) -> list[Run]:
-        """The runs that are a recipe's."""
-        return [run for run, differs in self.near[recipe] if not differs]
-
-    def commands(self, metric: str, recipe: str) -> list[str]:
-        """What gives a metric of a recipe's run, in this order; nothing where it is there.
-
-        A run that was not measured is to be; where there is none, one is to be trained.
-        """
-        exact = self.exact(recipe)
-        if any(_is_settled(run, metric, recipe) for run in exact):
-            return []
-        measure = metric + as_run.SUFFIX
-        unmeasured = exact or [run for run, _ in self.near[recipe] if measure not in run.results]
-        if unmeasured:
-            return [_evaluation(metric, run.folder) for run in unmeasured]
-        return [*self.trainings(recipe), _evaluation(metric, self.folder(recipe))]
-
-    def trainings(self, recipe: str) -> list[str]:
-        """What trains a recipe's run, before it a generator's tokenizer where that is missing."""
-        config, folder = RECIPES[recipe], self.folder(recipe)
-        commands, overrides = [], []
-        if folder.name != config.run.name:
-            overrides.append(f"run.name={folder.name}")
-        if self.root != DEFAULT_ROOT:
-            overrides.append(f"run.dir={self.root}")
-        if isinstance(config, GeneratorConfig):
-            its_tokenizer = tokenizer_recipe(recipe)
-            script, tokenizer = "train_maskgit.py", self.folder(its_tokenizer)
-            if not self.exact(its_tokenizer):
-                commands += self.trainings(its_tokenizer)
-            if tokenizer != Path(config.tokenizer):
-                overrides.append(f"tokenizer={tokenizer}")
-        else:
-            script = "train_tokenizer.py"
-        words = ["accelerate", "launch", script, "--config", f"configs/{recipe}.yaml"]
-        words += [word for override in overrides for word in ("--set", override)]
-        return [*commands, shlex.join(words)]
-
-    def folder(self, recipe: str) -> Path:
-        """Where a recipe's run is, or is to be."""
-        exact = self.exact(recipe)
-        if exact:
-            return exact[0].folder
-        name = RECIPES[recipe].run.name
-        return self.root / (f"{name}_study" if name in self.taken else name)
-
-
-def _leads_to(run: Run, nearest: Match) -> bool:
-    """Whether a run is its recipe's, or is that when it has gone on to its end."""
-    return not nearest.differs or (len(nearest.differs) == 1 and run.step < steps_of(RECIPES[nearest.recipe]))
-
-
-def _is_settled(run: Run, metric: str, recipe: str) -> bool:
-    """Whether a metric of a run was measured of its newest weights, and as the study did."""
-    record = run.results.get(metric + as_run.SUFFIX)
-    return record is not None and record["checkpoint_step"] == run.step and _compares(run, record, recipe)
-
-
-def _evaluation(metric: str, folder: Path) -> str:
-    return shlex.join(["python", "evaluate.py", f"--{metric}", "--as-run", "--run", str(folder)])
-
-
-# --- as text ------------------------------------------------------------------------------------------------
-
-
-def to_markdown(table: Table) -> str:
-    """A table with its title, caption, notes, and the commands that fill its cells."""
-    heads, columns = [table.head], table.columns
-    for column in columns:
-        heads += [column, "study", "difference"]
-    lines = [f"## Table {table.number}. {table.title}", "", table.caption, ""]
-    lines += [_markdown_row(heads), "|---" + "|---:" * (len(heads) - 1) + "|"]
-    for row in table.rows:
-        texts = [row.name]
-        for cell in row.cells:
-            candidates = cell.candidates if cell else []
-            several = len(candidates) > 1
-            texts.append("<br>".join(_markdown_value(each, several) for each in candidates))
-            texts.append(cell.study_text if cell else "")
-            texts.append("<br>".join(each.difference_text for each in candidates))
-        lines.append(_markdown_row(texts))
-    if table.notes:
-        lines += ["", *(f"- {mark}: {_markdown_escape(text)}" for mark, text in table.notes)]
-    commands = _commands_of(table)
-    if commands:
-        lines += ["", "What fills the cells that lack a run of the study's training, or its value:", ""]
-        for names, each in commands:
-            lines += [f"- {names}", *(f"  - `{command}`" for command in each)]
-    return "\n".join(lines) + "\n"
-
-
-def to_csv(table: Table) -> str:
-    """A line for each candidate, and for a cell without one; values and differences as they are, unrounded.
-
-    The runs, seeds and notes of one candidate are separated by semicolons.
-    """
-    file = io.StringIO()
-    writer = csv.DictWriter(file, CSV_COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    for row, cell in _cells_of(table):
-        place = {"table": table.number, "row": row.name, "metric": cell.metric, "study": cell.study}
-        place["commands"] = " && ".join(cell.commands)
-        for each in cell.candidates:
-            writer.writerow(
-                place
-                | {
-                    "ours": each.value,
-                    "difference": each.difference,
-                    "n": len(each.runs),
-                    "std": each.std,
-                    "steps": each.steps,
-                    "seed": "; ".join(each.seeds),
-                    "run": "; ".join(each.runs),
-                    "differs": "; ".join(each.notes),
-                }
-            )
-        if not cell.candidates:
-            writer.writerow(place | {"n": 0})
-    return file.getvalue()
-
-
-def to_latex(table: Table) -> str:
-    """A table environment in booktabs' style; what fills its empty cells is in comments below it."""
-    columns = len(table.columns)
-    groups = [f"\\multicolumn{{3}}{{c}}{{{_latex(column)}}}" for column in table.columns]
-    rules = [f"\\cmidrule(lr){{{3 * place + 2}-{3 * place + 4}}}" for place in range(columns)]
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        r"\begin{table}",
-        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-        f"\\caption{{{_latex(f'{table.title}. {table.caption}')}}}",
-        f"\\label{{tab:study-{table.number}}}",
-        f"\\begin{{tabular}}{{@{{}}l{'rrr' * columns}@{{}}}}",
-        r"\toprule",
-        _latex_row(["", *groups]),
-        "".join(rules),
-        _latex_row([_latex(table.head), *["ours", "study", "diff."] * columns]),
-        r"\midrule",
-    ]
-    for row in table.rows:
-        height = max([1, *(len(cell.candidates) for cell in row.cells if cell)])
-        for place in range(height):
-            texts = [_latex(row.name) if place == 0 else ""]
-            for cell in row.cells:
-                candidates = cell.candidates if cell else []
-                value, difference = "", ""
-                if place < len(candidates):
-                    value = _latex_value(candidates[place])
-                    difference = _latex(candidates[place].difference_text)
-                texts += [value, _latex(cell.study_text) if cell and place == 0 else "", difference]
-            lines.append(_latex_row(texts))
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    if table.notes:
-        lines += [r"\par\medskip", r"\begin{minipage}{\linewidth}", r"\footnotesize"]
-        lines += [f"\\textsuperscript{{{mark}}} {_latex(text)}\\par" for mark, text in table.notes]
-        lines += [r"\end{minipage}"]
-    lines.append(r"\end{table}")
-    for names, commands in _commands_of(table):
-        lines += [f"% {names}", *(f"%   {command}" for command in commands)]
-    return "\n".join(lines) + "\n"
-
-
-def _cells_of(table: Table) -> Iterator[tuple[TableRow, Cell]]:
-    for row in table.rows:
-        for cell in row.cells:
-            if cell is not None:
-                yield row, cell
-
-
-def _commands_of(table: Table) -> list[tuple[str, list[str]]]:
-    """By row that lacks something: its name with what it lacks, and the commands, each once."""
-    lacking = []
-    for row in table.rows:
-        cells = [cell for cell in row.cells if cell and cell.commands]
-        if cells:
-            names = f"{row.name}: {', '.join(METRICS[cell.metric] for cell in cells)}"
-            lacking.append((names, list(dict.fromkeys(each for cell in cells for each in cell.commands))))
-    return lacking
-
-
-def _markdown_row(texts: list[str]) -> str:
-    return f"| {' | '.join(texts)} |"
-
-
-def _markdown_value(candidate: Candidate, several: bool) -> str:
-    mark = f"<sup>{candidate.mark}</sup>" if candidate.mark else ""
-    return candidate.text + mark + (f" ({candidate.origin})" if several else "")
-
-
-def _markdown_escape(text: str) -> str:
-    return re.sub(r"([\\`*])", r"\\\1", html.escape(text, quote=False))
-
-
-def _latex_row(texts: list[str]) -> str:
-    return " & ".join(texts) + r" \\"
-
-
-def _latex_value(candidate: Candidate) -> str:
-    return _latex(candidate.text) + (f"\\textsuperscript{{{candidate.mark}}}" if candidate.mark else "")
-
-
-def _latex(text: str) -> str:
-    """Plain text for LaTeX; what not every font encoding has becomes a question mark."""
-    return "".join(LATEX.get(each, each if each.isascii() else "?") for each in text)

@@ -306,9 +306,10 @@ def source(image):
 
 def test_every_image_loads_and_every_chart_is_drawn(window):
     assert window.evaluate("[...document.images].every(image => image.naturalWidth)")
-    charts = window.locator(".plotly-graph-div")
+    charts = window.locator(".chart")
     assert charts.count() > 3
-    assert window.locator(".plotly-graph-div:has(.main-svg .trace)").count() == charts.count()
+    drawn = ".chart:has(svg .mark-symbol path, svg .mark-rect path)"
+    window.wait_for_function(f"document.querySelectorAll('{drawn}').length == {charts.count()}")
 
 
 def test_the_slider_uncovers_the_input(window):
@@ -371,21 +372,51 @@ def test_a_picture_opens_large_beside_its_input(window):
 
 
 def test_charts_have_the_numbers_of_the_files(window, runs):
-    drawn = window.evaluate("document.querySelector('#chart-figure_1').data.map(({ x, y }) => [x, y])")
-    points = [point for x, y in drawn for point in zip(x, y)]
-    assert (32, saved(runs, "thirty", "rfid")["value"]) in points
-    assert (32, 149.67) in points  # the study's
+    labels = (
+        "chart => [...chart.querySelectorAll('[aria-roledescription=point]')].map(each => each.ariaLabel)"
+    )
+    points = window.locator("#chart-figure_1").evaluate(labels)
+    for value in (saved(runs, "thirty", "rfid")["value"], 149.67):  # ours and the study's
+        assert any(point.startswith(f"tokens: 32; rFID: {value}; ") for point in points), points
 
 
 def test_a_point_says_its_run(window):
     chart = window.locator("#chart-generator_accuracy")
-    point = chart.locator(".scatterlayer .point").last
-    point.scroll_into_view_if_needed()
-    box = point.bounding_box()
-    window.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    chart.locator(".hovertext").wait_for()
-    assert "gen" in chart.locator(".hovertext").text_content()
-    assert "step 20" in chart.locator(".hovertext").text_content()
+    said = window.locator("#vg-tooltip-element")
+    chart.scroll_into_view_if_needed()
+    chart.locator("[aria-roledescription=point]").last.hover(force=True)
+    said.locator("td").first.wait_for()
+    assert said.locator("h2").inner_text() == "gen"
+    rows = said.locator("tr").evaluate_all(
+        "rows => rows.map(row => [...row.cells].map(cell => cell.innerText))"
+    )
+    assert ["step", "20"] in rows and ["accuracy (share of masked tokens)", "0.2"] in rows
+    assert any("seed" in value for _, value in rows)
+
+
+def test_the_wheel_zooms_with_ctrl_only(window):
+    chart = window.locator("#chart-tokenizer_loss")
+    chart.scroll_into_view_if_needed()
+    plot, ticks = chart.locator(".background").first, chart.locator(".role-axis-label").first.locator("text")
+
+    def span():
+        """Of the steps that the axis names."""
+        window.wait_for_timeout(300)
+        steps = [float(text) for text in ticks.all_text_contents() if text]
+        return max(steps) - min(steps)
+
+    everything = span()
+    plot.hover(force=True)
+    window.mouse.wheel(0, -1)
+    assert span() == everything
+    plot.hover(force=True)
+    window.keyboard.down("Control")
+    window.mouse.wheel(0, -400)
+    window.keyboard.up("Control")
+    zoomed = span()
+    assert zoomed < everything
+    plot.dblclick(force=True)
+    assert span() > zoomed
 
 
 def test_an_empty_cell_shows_what_fills_it(window):
@@ -408,16 +439,18 @@ def test_nothing_sticks_out(window):
 
 
 def test_charts_are_as_wide_as_their_place(window):
-    """Though they are drawn before the page knows what will stand beside them."""
+    """Those of several panels scroll where they are wider."""
     window.set_viewport_size({"width": 1280, "height": 900})
     window.reload()
     fits = """chart => {
-        const [drawing, place] = [chart.querySelector('.main-svg'), chart.parentElement];
-        return !chart.offsetWidth || Math.abs(drawing.clientWidth - place.clientWidth) < 2;
+        const [drawing, place] = [chart.querySelector('svg'), chart.parentElement];
+        return drawing && Math.abs(drawing.clientWidth - place.clientWidth) < 2;
     }"""
-    window.wait_for_function(
-        f"[...document.querySelectorAll('.plotly-graph-div')].every({fits})", timeout=5000
-    )
+    for width in (1280, 390, 1280):
+        window.set_viewport_size({"width": width, "height": 900})
+        window.wait_for_function(
+            f"[...document.querySelectorAll('.charts .chart')].every({fits})", timeout=5000
+        )
 
 
 def test_light_and_dark(window):
@@ -430,5 +463,5 @@ def test_light_and_dark(window):
     for scheme, is_dark in (("light", False), ("dark", True), ("light", False)):
         window.emulate_media(color_scheme=scheme)
         assert (lightness("body", "backgroundColor") < 64) == is_dark
-        for text, property in (("h1", "color"), ("td", "color"), (".xtitle", "fill")):
+        for text, property in (("h1", "color"), ("td", "color"), (".role-axis-title text", "fill")):
             assert (lightness(text, property) > 160) == is_dark

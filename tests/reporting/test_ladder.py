@@ -3,8 +3,9 @@
 import csv
 import io
 
-from reporting.ladder import build_ladder, ladder_to_csv, ladder_to_markdown
+from reporting.ladder import build_ladder, ladder_to_csv
 from reporting.runs import read_runs
+from reporting.texts import fill
 from tests.reporting.made import make_run
 from training.cells import LADDER
 
@@ -44,7 +45,7 @@ def test_each_run_is_on_its_rung_whatever_its_name(tmp_path):
     assert {rung.number for rung in rungs if not rung.lacks} == {0, 3}
     assert rungs[2].note == "other: losses.lpips 0.0, not 1.0" and not rungs[3].note
     assert rungs[9].note.startswith("unfinished: 7 steps, not ")
-    text = ladder_to_markdown(rungs)
+    text = fill("ladder.md", ladder=rungs)
     assert "| 3 | a ViT for the decoder, as the text has it | 39.5 | 30.12 |  |  |  |" in text
     assert "--config configs/ladder/9_crop.yaml" in text and "ladder/3_decoder" not in text
     assert "- 2: other: losses.lpips 0.0, not 1.0" in text

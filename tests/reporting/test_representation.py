@@ -16,6 +16,8 @@ from models.storage import build_tokenizer, load_tokenizer
 from reporting.representation import compare_representations, draw_representations
 from reporting.runs import read_runs
 from tests.conftest import TINY_TOKENIZER
+from tests.reporting.drawn import marks, number, texts
+from tests.reporting.drawn import rows as rows_of
 from tests.reporting.made import make_run
 from training.config import TokenizerConfig, load_config
 
@@ -134,15 +136,23 @@ def test_files_and_figures_have_the_numbers(compared):
         assert float(row["effective_rank"]) == pytest.approx(tokens.effective_rank, rel=1e-5)
 
     heatmap, curves = draw_representations(found)
-    (axes,) = heatmap.figure.axes
-    assert np.array_equal(axes.images[0].get_array(), found.cka)
-    assert [text.get_text() for text in axes.texts] == [f"{value:.2f}" for value in found.cka.flat]
-    names = [text.get_text().replace("\n", " ") for text in axes.get_yticklabels()]
-    assert names == found.names
-    for axes, name in zip(curves.figure.axes, ("entropy", "change", "area")):
-        for line, tokens in zip(axes.lines, found.tokens):
-            assert line.get_label() == tokens.tokenizer
-            assert line.get_ydata().tolist() == sorted(getattr(tokens, name), reverse=True)
+    pairs = list(marks(heatmap, "rect mark"))
+    assert [number(pair["CKA, debiased"]) for pair in pairs] == pytest.approx(found.cka.flat, abs=1e-4)
+    assert [number(pair["as first published"]) for pair in pairs] == pytest.approx(
+        found.cka_biased.flat, abs=1e-4
+    )
+    names = [pair["first"].replace("\n", " ") for pair in pairs]
+    assert names[:: len(found.names)] == found.names
+    assert [pair["second"].replace("\n", " ") for pair in pairs[: len(found.names)]] == found.names
+    shown = texts(heatmap)
+    for value in found.cka.flat:
+        assert f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−") in shown
+    panels = {"entropy": "entropy (bits)", "change": "change (of pixels in [0, 1])"}
+    panels |= {"area": "area (share of the image)"}
+    drawn = {(row["panel"], row["name"]): row["y"] for row in rows_of(curves)}
+    for name, panel in panels.items():
+        for tokens in found.tokens:
+            assert drawn[panel, tokens.tokenizer] == sorted(getattr(tokens, name), reverse=True)
 
 
 def test_what_cannot_be_had_is_named(compared, frames):

@@ -2,18 +2,9 @@ import re
 
 import pytest
 
+from reporting.recipes import AS_RUN, RECIPES, label, match, steps_of, system, tokenizer_recipe
 from reporting.runs import read_runs
-from reporting.study import (
-    AS_RUN,
-    RECIPES,
-    TABLES,
-    label,
-    match,
-    steps_of,
-    study_series,
-    system,
-    tokenizer_recipe,
-)
+from reporting.study import FIGURES, TABLES
 from tests.reporting.made import CONFIGS, last_step, make_run
 from training.config import GeneratorConfig
 
@@ -82,21 +73,25 @@ def test_a_few_values_as_the_thesis_prints_them():
 
 
 def test_figures_show_the_tables_values():
-    assert {point.x: point.y for point in study_series(1)["TiTok + MAE"]} == {
+    assert {point.x: point.y for point in FIGURES["figure_1"].series["TiTok + MAE"]} == {
         16: 88.08,
         32: 63.27,
         64: 41.44,
         128: 33.08,
         256: 27.74,
     }
-    assert [point.y for point in study_series(2)["TiTok"]] == [156.98, 149.67, 111.89, 81.41, None]
-    assert study_series(2)["TiTok + MAE"] == study_series(1)["TiTok + MAE"]
-    third = {name: {point.x: point.y for point in points} for name, points in study_series(3).items()}
+    assert [point.y for point in FIGURES["figure_2"].series["TiTok"]] == [156.98, 149.67, 111.89, 81.41, None]
+    assert FIGURES["figure_2"].series["TiTok + MAE"] == FIGURES["figure_1"].series["TiTok + MAE"]
+    third = {
+        name: {point.x: point.y for point in points} for name, points in FIGURES["figure_3"].series.items()
+    }
     assert third == {
         "small set": {"TiTok-64": 111.89, "TiTok-64 + MAE": 41.44},
         "big set": {"TiTok-64": 60.93, "TiTok-64 + MAE": 33.19},
     }
-    fourth = {name: {point.x: point.y for point in points} for name, points in study_series(4).items()}
+    fourth = {
+        name: {point.x: point.y for point in points} for name, points in FIGURES["figure_4"].series.items()
+    }
     assert fourth["rFID"].keys() == fourth["gFID"].keys()
     assert (fourth["rFID"]["VQGAN"], fourth["gFID"]["VQGAN"]) == (27.09, 100.70)
     assert (fourth["rFID"]["TiTok-64"], fourth["gFID"]["TiTok-64"]) == (71.22, 109.07)
