@@ -90,7 +90,9 @@ def parse_arguments() -> argparse.Namespace:
             add_config(options, "--config", config)
             options.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
             options.add_argument(
-                "--batch-size", type=number(1), help="of a step (default: the config's; on a CPU 4, 1 of a VQGAN and 16 of a generator)"
+                "--batch-size",
+                type=number(1),
+                help="of a step (default: the config's; CPU: 4, VQGAN 1, generator 16)",
             )
             options.add_argument(
                 "--inference-batch-size", type=number(1), help="of all else (default: 256; CPU: 4)"

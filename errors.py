@@ -35,6 +35,10 @@ def command(main):
             sys.exit(141)
         except OSError as error:
             _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error).splitlines()[-1])
+        except RuntimeError as error:
+            if "by peer" not in str(error):  # as gloo says it
+                raise
+            _fail("another process of this command has ended, as its own line says, and so must this one")
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
