@@ -67,6 +67,8 @@ def main() -> None:
         reasons = f" ({'; '.join(left_out)})" if left_out else ""
         raise UserError(f"{arguments.runs}: no finished run there{reasons}; train_tokenizer.py makes one")
 
+    for line in left_out:
+        print(f"left out: {line.removesuffix('; left out')}")
     tables = build_tables(runs, arguments.runs)
     for table in tables:
         path = out / "tables" / f"table_{table.number}"

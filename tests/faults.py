@@ -355,8 +355,8 @@ def judge(ended: Ended, reference: Path, folder: Path, ignored: str) -> str:
         return "does not end"
     if ended.status == 1 and last_line(ended).startswith("error: "):
         return REFUSED
-    if re.search(r"^skipped \d+ (clips|pictures):$", ended.output, re.MULTILINE):  # and names each
-        return REFUSED
+    if re.search(r"^(skipped \d+ (clips|pictures):$|left out: )", ended.output, re.MULTILINE):
+        return REFUSED  # and named
     if ended.status != 0:
         return f"exit {ended.status}: {last_line(ended)}"
     expected, found = contents(reference, ignored), contents(folder, ignored)
