@@ -11,7 +11,8 @@ from timm.layers.activations import QuickGELU
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.mimetic import sincos_positions, spread_positions, start_attention
+from models.mimetic import nearness, sincos_positions, spread_positions, start_attention
+from models.patches import ConvStem
 
 ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU, "tanh": nn.Tanh}
 
@@ -64,7 +65,8 @@ class LatentEncoder(nn.Module):
 
     `init` is a key of ARCHITECTURES; `variant` has the fields in which the weights at hand differ from it, as
     open_clip's many CLIPs do. Images are (B, 3, image_size, image_size) in [0, 1]; the source's normalisation
-    happens inside.
+    happens inside. A `stem` "conv" makes patches by models.patches.ConvStem. With `mixing` each latent begins
+    with a learned mix of all patches besides (models.mimetic.nearness).
     """
 
     def __init__(
@@ -77,6 +79,8 @@ class LatentEncoder(nn.Module):
         depth: int = 12,
         heads: int = 12,
         variant: dict | None = None,
+        stem: str = "linear",
+        mixing: bool = False,
     ):
         super().__init__()
         self.init = init
@@ -91,7 +95,9 @@ class LatentEncoder(nn.Module):
             global_pool="",
             pre_norm=architecture.pre_norm,
             no_embed_class=not architecture.class_position,
-            embed_layer=partial(_patch_embed, with_bias=architecture.patch_bias),
+            embed_layer=ConvStem
+            if stem == "conv"
+            else partial(_patch_embed, with_bias=architecture.patch_bias),
             **architecture.block_options,
         )
         self.latents = nn.Parameter(torch.empty(num_latents, width))
@@ -102,6 +108,9 @@ class LatentEncoder(nn.Module):
             with torch.no_grad():
                 self.vit.pos_embed[0, 1:] = positions
                 self.latents.copy_(spread_positions(positions, num_latents))
+        if mixing:
+            near = nearness(image_size // patch_size, num_latents)
+            self.mixing = nn.Parameter(near.softmax(dim=1))  # (K, N)
         self.register_buffer("mean", torch.tensor(architecture.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(architecture.std).view(3, 1, 1), persistent=False)
 
@@ -119,6 +128,8 @@ class LatentEncoder(nn.Module):
         vit = self.vit
         patches = vit._pos_embed(vit.patch_embed((images - self.mean) / self.std))
         latents = repeat(self.placed_latents(), "k d -> b k d", b=len(images))
+        if hasattr(self, "mixing"):
+            latents = latents + self.mixing @ patches[:, 1:]
         x = vit.norm_pre(torch.cat([patches, latents], dim=1))
         return vit.norm(vit.blocks(x)[:, -len(self.latents) :])
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 QUERY_KEY, VALUE_PROJECTION = 1.2, 0.7  # the identity's share in each of the two matrices of a product
 NOISE = 0.4  # standard deviation of what is added, over that of a matrix that keeps its input's norm
+REACH = 0.4  # standard deviation of a Gaussian around a token's place, in places
 WAVELENGTHS = 100.0  # from the shortest wave of the positions to the longest
 
 
@@ -51,3 +52,13 @@ def sincos_positions(grid: int, width: int, frequencies: Tensor | None = None) -
 def spread_positions(positions: Tensor, count: int) -> Tensor:
     """`count` of the positions (N, width), evenly spread over their order; some repeat if count > N."""
     return positions[torch.linspace(0, len(positions) - 1, count).round().long()]
+
+
+def nearness(grid: int, count: int) -> Tensor:
+    """How near `count` tokens, evenly spread as in spread_positions, are to a grid's places: (count, grid²).
+
+    Logits, whose softmax along either side begins as a mix of what is within about a place's width.
+    """
+    places = torch.cartesian_prod(torch.arange(grid), torch.arange(grid)).float()
+    distances = torch.cdist(spread_positions(places, count), places)
+    return -distances.square() / (2 * REACH**2)

@@ -1,6 +1,7 @@
 """TiTok: an image as K discrete tokens in a 1D sequence (arXiv 2406.07550)."""
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 from models.conv_decoder import ConvDecoder
 from models.encoder import ARCHITECTURES, FROM_SCRATCH
 from models.encoder_as_run import build_latent_encoder
-from models.mimetic import sincos_positions, spread_positions, start_attention
+from models.mimetic import nearness, sincos_positions, spread_positions, start_attention
+from models.patches import HEADS
 from models.quantizer import VectorQuantizer
 from models.tokenizer import Tokenizer
 
@@ -18,7 +20,8 @@ class TiTok(Tokenizer):
 
     `encoder` and `decoder` are sizes, `{"width", "depth", "heads"}`; `init` in either names the source whose
     architecture it has (models.encoder), none if absent; models.pretrained loads the source's weights. An
-    encoder's `loading` is "exact" or "as_run" (models.encoder_as_run). A decoder of `kind` "conv" is a
+    encoder's `loading` is "exact" or "as_run" (models.encoder_as_run); `stem`, `head` and `mixing` are
+    LatentEncoder's and PixelDecoder's. A decoder of `kind` "conv" is a
     models.conv_decoder.ConvDecoder. `quantizer` holds the arguments of VectorQuantizer.
     """
 
@@ -78,10 +81,11 @@ class TiTok(Tokenizer):
 class PixelDecoder(nn.Module):
     """ViT from K quantized tokens and one mask token repeated over the patch grid to pixels.
 
-    The sequence is [class token, grid of mask tokens, K tokens]; the grid's outputs become patches of
-    pixels, and a 3×3 convolution smooths over the patches' borders. `init`, a key of
-    models.encoder.ARCHITECTURES, gives the ViT that source's LayerScale, activation, norm epsilon and
-    pre-norm; a decoder from scratch has a pre-norm too, TiTok's.
+    The sequence is [class token, grid of mask tokens, K tokens]; a `head`, a key of models.patches.HEADS,
+    makes pixels of the grid's outputs, and a 3×3 convolution smooths over the patches' borders. With `mixing`
+    each place of the grid begins with a learned mix of all tokens besides (models.mimetic.nearness). `init`,
+    a key of models.encoder.ARCHITECTURES, gives the ViT that source's LayerScale, activation, norm epsilon
+    and pre-norm; a decoder from scratch has a pre-norm too, TiTok's.
     """
 
     def __init__(
@@ -94,6 +98,8 @@ class PixelDecoder(nn.Module):
         depth: int,
         heads: int,
         init: str = "none",
+        head: str = "linear",
+        mixing: bool = False,
     ):
         super().__init__()
         self.init = init
@@ -101,7 +107,6 @@ class PixelDecoder(nn.Module):
         from_scratch = init in FROM_SCRATCH
         norm_eps = 1e-5 if from_scratch else architecture.norm_eps
         pre_norm = from_scratch or architecture.pre_norm
-        self.patch_size = patch_size
         self.grid = image_size // patch_size
         self.from_tokens = nn.Linear(token_size, width)
         self.class_token = nn.Parameter(torch.zeros(width))
@@ -113,7 +118,6 @@ class PixelDecoder(nn.Module):
             *[Block(width, heads, **architecture.block_options) for _ in range(depth)]
         )
         self.norm = nn.LayerNorm(width, eps=norm_eps)
-        self.to_pixels = nn.Linear(width, 3 * patch_size**2)
         self.smooth = nn.Conv2d(3, 3, kernel_size=3, padding=1)
 
         for parameter in (self.class_token, self.mask_token, self.positions, self.token_positions):
@@ -122,10 +126,8 @@ class PixelDecoder(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        # The first outputs are close to mid-grey, unsmoothed.
-        nn.init.trunc_normal_(self.to_pixels.weight, std=0.002)
-        nn.init.constant_(self.to_pixels.bias, 0.5)
-        nn.init.dirac_(self.smooth.weight)
+        self.to_pixels = HEADS[head](width, patch_size)
+        nn.init.dirac_(self.smooth.weight)  # at first nothing is smoothed
         nn.init.zeros_(self.smooth.bias)
         if init == "mimetic":
             start_attention(self.blocks)
@@ -134,6 +136,8 @@ class PixelDecoder(nn.Module):
             with torch.no_grad():
                 self.positions[1:] = positions
                 self.token_positions.copy_(spread_positions(positions, num_tokens))
+        if mixing:
+            self.mixing = nn.Parameter(nearness(self.grid, num_tokens).T.softmax(dim=1))  # (grid², K)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -142,20 +146,15 @@ class PixelDecoder(nn.Module):
 
     def forward(self, quantized: Tensor) -> Tensor:
         """Quantized latents (B, K, token_size) to images (B, 3, H, W), meant for [0, 1] but not clamped."""
-        tokens = self.from_tokens(quantized) + self.token_positions
+        tokens = self.from_tokens(quantized)
         grid = repeat(self.mask_token, "d -> n d", n=self.grid**2)
         grid = torch.cat([self.class_token[None], grid]) + self.positions
-        x = torch.cat([repeat(grid, "n d -> b n d", b=len(tokens)), tokens], dim=1)
-        x = self.norm(self.blocks(self.norm_pre(x)))
-        patches = self.to_pixels(x[:, 1 : 1 + self.grid**2])
-        pixels = rearrange(
-            patches,
-            "b (h w) (p q c) -> b c (h p) (w q)",
-            h=self.grid,
-            p=self.patch_size,
-            q=self.patch_size,
-        )
-        return self.smooth(pixels)
+        grid = repeat(grid, "n d -> b n d", b=len(tokens))
+        if hasattr(self, "mixing"):
+            grid = grid + F.pad(self.mixing @ tokens, (0, 0, 1, 0))  # not to the class token
+        x = torch.cat([grid, tokens + self.token_positions], dim=1)
+        x = self.norm(self.blocks(self.norm_pre(x)))[:, 1 : 1 + self.grid**2]
+        return self.smooth(self.to_pixels(rearrange(x, "b (h w) d -> b d h w", h=self.grid)))
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
         """What a source's weights fill: the ViT, without the tokens' side and the pixels'."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import yaml
+from einops import rearrange
 from torch import Tensor, nn
 
 from errors import UserError
@@ -46,7 +47,6 @@ class TwoStageTiTok(TiTok):
     ):
         super().__init__(image_size, patch_size, num_tokens, encoder, decoder, quantizer)
         # TiTok's decoder with another end: a place of its grid is a code's vector, not a patch of pixels.
-        self.decoder.patch_size = 1
         self.decoder.to_pixels = PixelCodes(self.config["decoder"]["width"])
         self.decoder.smooth = pixel_decoder()
 
@@ -61,7 +61,7 @@ class TwoStageTiTok(TiTok):
 
 
 class PixelCodes(nn.Module):
-    """Features (..., width) to the mean (..., 256) of MaskGIT-VQGAN's 1024 codes under a softmax."""
+    """Features (B, width, h, w) to the mean (B, 256, h, w) of MaskGIT-VQGAN's 1024 codes under a softmax."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -69,7 +69,8 @@ class PixelCodes(nn.Module):
         self.codebook = nn.Parameter(torch.randn(1024, 256))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.to_logits(x).softmax(dim=-1) @ self.codebook
+        codes = self.to_logits(rearrange(x, "b d h w -> b h w d")).softmax(dim=-1) @ self.codebook
+        return rearrange(codes, "b h w d -> b d h w")
 
 
 def pixel_decoder() -> nn.Sequential:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from models import open_clip_weights
 from models.encoder import FROM_SCRATCH
 from models.encoder_as_run import LOST
+from models.patches import doublings
 from training.sections import PathText, PositiveFloat, Section, Share, ShareBelow1, Weight, without_repetition
 
 Size = Annotated[int, Field(ge=1, le=16384)]
@@ -42,11 +43,15 @@ class EncoderSection(PretrainedVit):
 
     # as_run: as the study's own code built it and loaded its weights; see models.encoder_as_run
     loading: Literal["exact", "as_run"] = "exact"
+    stem: Literal["linear", "conv"] = "linear"  # of patches; conv learns faster from scratch
+    mixing: bool = False  # each latent begins with a learned mix of all patches
 
     @model_validator(mode="after")
     def _has_a_loading(self):
         if self.loading == "as_run" and self.init != "none" and self.init not in LOST:
             raise ValueError(f"loading: the study's code has no encoder from {self.init}; take exact")
+        if self.stem == "conv" and (self.init not in FROM_SCRATCH or self.loading == "as_run"):
+            raise ValueError("stem: conv is for an encoder from scratch")
         if open_clip_weights.is_named(self.weights) and self.init != "clip":
             raise ValueError(f"weights: {self.weights} are a CLIP's, the init is {self.init}")
         return self
@@ -56,6 +61,8 @@ class VitDecoderSection(PretrainedVit):
     """TiTok's ViT decoder."""
 
     kind: Literal["vit"] = "vit"
+    head: Literal["linear", "conv"] = "linear"  # conv sees across the borders of patches
+    mixing: bool = False  # each place begins with a learned mix of all tokens
 
     @model_validator(mode="after")
     def _has_no_open_clip(self):
@@ -141,6 +148,10 @@ class TiTokSection(TokenizerSection):
     def _patches_tile_image(self):
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if "conv" in (self.encoder.stem, getattr(self.decoder, "head", None)):
+            doublings(self.patch_size)
+        if self.kind == "two_stage_titok" and getattr(self.decoder, "head", None) == "conv":
+            raise ValueError("decoder.head: a two-stage TiTok has its own")
         inits = {self.encoder.init, getattr(self.decoder, "init", None)}
         if isinstance(self.decoder, ConvDecoderSection):
             _check_levels(self.image_size, self.decoder.multipliers)

