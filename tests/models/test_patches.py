@@ -82,16 +82,15 @@ def test_all_of_it_learns_and_is_built_again_from_its_config():
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("model", "words"),
     [
-        ("model.patch_size=24", "patch_size 24 is none of 4, 8, 16"),
-        ("model.encoder.init=mae", "stem: conv is for an encoder from scratch"),
-        ("model.kind=two_stage_titok", "a two-stage TiTok has its own"),
+        ("patch_size: 24, encoder: {stem: conv}", "patch_size 24 is none of 4, 8, 16"),
+        ("encoder: {stem: conv, init: mae}", "stem: conv is for an encoder from scratch"),
+        ("kind: two_stage_titok, decoder: {head: conv}", "a two-stage TiTok has its own"),
     ],
 )
-def test_what_does_not_go_together_is_refused(tmp_path, change, words):
+def test_what_does_not_go_together_is_refused(tmp_path, model, words):
     path = tmp_path / "tok.yaml"
-    model = "{image_size: 240, encoder: {stem: conv}, decoder: {head: conv}}"
-    path.write_text(f"data: {{frames: some}}\nmodel: {model}\ntraining: {{max_steps: 1}}\n")
+    path.write_text(f"data: {{frames: f}}\nmodel: {{image_size: 240, {model}}}\ntraining: {{max_steps: 1}}\n")
     with pytest.raises(UserError, match=words):
-        load_config(path, TokenizerConfig, [change])
+        load_config(path, TokenizerConfig)
