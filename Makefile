@@ -34,6 +34,8 @@ PY := $(ENV)/bin/python
 # On a CPU the launcher gives a process one thread unless it is told otherwise.
 LAUNCH := $(ENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
     --dynamo_backend no --num_cpu_threads_per_process $(shell nproc)
+# The demo's networks are larger where there is a GPU.
+GPU := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo _gpu)
 IN_OUT := --set "run.dir=$(OUT)/runs" --set "data.frames=$(OUT)/frames"
 
 .PHONY: demo test bench chaos fuzz study clips
@@ -77,16 +79,15 @@ clips: $(ENV)/installed
 endif
 
 # The real FID where its weights can be had; otherwise the distance of random features, under its own name.
-MEASURE = $(PY) evaluate.py --run "$(OUT)/runs/$(1)" $(2) || \
+MEASURE = $(PY) evaluate.py --run "$(OUT)/runs/$(1)" $(2) $(3) || \
     $(PY) evaluate.py --run "$(OUT)/runs/$(1)" $(2) --feature-extractor random-inception
 
 demo: clips
 	$(PY) extract_frames.py $(SOURCE) $(if $(LABELS),--labels "$(LABELS)") --out "$(OUT)/frames" --short-side 128
-	$(LAUNCH) train_tokenizer.py --config configs/demo_tokenizer.yaml $(IN_OUT)
-	$(LAUNCH) train_maskgit.py --config configs/demo_maskgit.yaml $(IN_OUT) \
+	$(LAUNCH) train_tokenizer.py --config configs/demo_tokenizer$(GPU).yaml $(IN_OUT)
+	$(LAUNCH) train_maskgit.py --config configs/demo_maskgit$(GPU).yaml $(IN_OUT) \
 	    --set "tokenizer=$(OUT)/runs/demo_tokenizer" --set "data.tokens=$(OUT)/tokens"
-	$(PY) evaluate.py --run "$(OUT)/runs/demo_tokenizer" --psnr --ssim --codebook
-	$(call MEASURE,demo_tokenizer,--rfid)
-	$(call MEASURE,demo_maskgit,--gfid)
+	$(call MEASURE,demo_tokenizer,--rfid,--psnr --ssim --codebook --borders)
+	$(call MEASURE,demo_maskgit,--gfid,--borders)
 	$(PY) generate.py --run "$(OUT)/runs/demo_maskgit" --num 64 --out "$(OUT)/samples"
 	$(PY) report.py --runs "$(OUT)/runs" --out "$(OUT)/report"

@@ -6,6 +6,8 @@ near its negative, over sin-cos positions. Latent tokens get places spread evenl
 starts with what is around its place, and gives it back there; they are free to leave.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -55,10 +57,17 @@ def spread_positions(positions: Tensor, count: int) -> Tensor:
 
 
 def nearness(grid: int, count: int) -> Tensor:
-    """How near `count` tokens, evenly spread as in spread_positions, are to a grid's places: (count, grid²).
+    """How near `count` tokens, evenly spread over the image, are to a grid's places: (count, grid²).
 
-    Logits, whose softmax along either side begins as a mix of what is within about a place's width.
+    A square number of them has a grid of its own, others lie along the rows. The values are logits, whose
+    softmax along either side begins as a mix of what is within about a place's width.
     """
-    places = torch.cartesian_prod(torch.arange(grid), torch.arange(grid)).float()
-    distances = torch.cdist(spread_positions(places, count), places)
-    return -distances.square() / (2 * REACH**2)
+    places = _square(grid)
+    side = math.isqrt(count)
+    own = (_square(side) + 0.5) * grid / side - 0.5 if side**2 == count else spread_positions(places, count)
+    return -torch.cdist(own, places).square() / (2 * REACH**2)
+
+
+def _square(side: int) -> Tensor:
+    """The rows and columns (side², 2) of a square's places."""
+    return torch.cartesian_prod(torch.arange(side), torch.arange(side)).view(-1, 2).float()
