@@ -84,7 +84,7 @@ def main(argv=None):
     """Render the train and val clips that are missing, then write their labels."""
     parser = argparse.ArgumentParser(description="Draw BDD100K-style road clips with labels.")
     parser.add_argument("--out", type=Path, required=True, help="folder to fill")
-    parser.add_argument("--train", type=int, default=3000, help="number of clips (default %(default)s)")
+    parser.add_argument("--train", type=int, default=2000, help="number of clips (default %(default)s)")
     parser.add_argument("--val", type=int, default=64, help="number of clips (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=0.2, help="length of a clip (default %(default)s)")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 180), help="pixels (default 320 180)")
