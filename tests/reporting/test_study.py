@@ -132,8 +132,8 @@ def test_every_training_is_in_a_table_and_has_the_studys_length(study_runs):
     assert steps_of(RECIPES["maskgit_mae_64"]) == round(30 * 158903 / 128)
 
 
-def test_the_readmes_cells_are_the_tables():
-    text = (REPOSITORY / "README.md").read_text()
+def test_the_documented_cells_are_the_tables():
+    text = (REPOSITORY / "docs" / "study.md").read_text()
     cells = re.findall(r"^\| (?:beside )?Table (\d),.*?\| (.+) \|$", text, flags=re.M)
     named = {}
     for number, commands in cells:
