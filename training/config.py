@@ -37,6 +37,14 @@ class TokenizerConfig(Section):
     training: TokenizerTraining
 
     @model_validator(mode="after")
+    def _discriminator_has_pixels(self):
+        # what its halvings leave, and its last two convolutions take a pixel of each
+        least = 3 * 2**self.discriminator.layers
+        if self.losses.adversarial and self.model.image_size < least:
+            raise ValueError(f"model.image_size {self.model.image_size}: the discriminator needs {least}")
+        return self
+
+    @model_validator(mode="after")
     def _has_what_to_freeze(self):
         if self.training.freeze_encoder_steps and not self.model.has_pretrained_encoder:
             raise ValueError("training.freeze_encoder_steps: the encoder starts from random weights")

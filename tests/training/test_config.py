@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from errors import UserError
+from models.discriminator import PatchGAN
 from models.storage import build_generator, build_tokenizer
 from training.config import GeneratorConfig, TokenizerConfig, load_config, save_config
 from training.sections import SamplingSection
@@ -230,3 +231,14 @@ def test_a_config_is_utf8(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("run: {name: straße}".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.yaml: not YAML: not UTF-8"):
         load_config(tmp_path / "latin.yaml", TokenizerConfig)
+
+
+def test_an_image_too_small_for_the_discriminator_is_refused(tmp_path):
+    path = tmp_path / "tok.yaml"
+    path.write_text(
+        "data: {frames: f}\nmodel: {patch_size: 8}\ndiscriminator: {layers: 2}\ntraining: {max_steps: 1}\n"
+    )
+    with pytest.raises(UserError, match=r"model\.image_size 8: the discriminator needs 12"):
+        load_config(path, TokenizerConfig, ["model.image_size=8"])
+    assert PatchGAN(16, 2)(torch.rand(1, 3, 12, 12)).numel() == 1
+    load_config(path, TokenizerConfig, ["model.image_size=8", "losses.adversarial=0"])
