@@ -367,8 +367,9 @@ def check_weights(cells: list[str]) -> None:
     tokenizers = [read_cell(cell) for cell in cells if not is_generator(cell)]
     titoks = [config.model for config in tokenizers if isinstance(config.model, TiTokSection)]
     sizes = {"image_size", "patch_size"}
+    unpublished = {"stem", "mixing"}
     encoders = {
-        json.dumps(model.model_dump(include=sizes) | model.encoder.model_dump())
+        json.dumps(model.model_dump(include=sizes) | model.encoder.model_dump(exclude=unpublished))
         for model in titoks
         if model.encoder.init in SOURCES
     }

@@ -18,10 +18,10 @@ SIZE = "{width: 32, depth: 1, heads: 2}"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory, frames):
-    """Runs `small` of 16 pixels and `large` of 32, then `gen` on the first."""
+    """Runs `small` of 24 pixels and `large` of 32, then `gen` on the first."""
     root = tmp_path_factory.mktemp("pictures")
     torch.manual_seed(0)
-    for name, size in {"large": 32, "small": 16}.items():
+    for name, size in {"large": 32, "small": 24}.items():
         path = root / f"{name}.yaml"
         path.write_text(
             f"data: {{frames: {frames}}}\n"
@@ -45,7 +45,7 @@ def test_reconstructions_are_the_tokenizers(root, frames):
     pictures, missing = make_pictures(runs, 3, 0, 0, CPU)
     assert missing == [] and pictures.generated == {}
     assert list(pictures.images) == ["input", "TiTok-4 (large)", "TiTok-4 (small)"]
-    for name, size in {"large": 32, "small": 16}.items():
+    for name, size in {"large": 32, "small": 24}.items():
         tokenizer = load_tokenizer(root / name)
         for place, frame in enumerate(pictures.frames):
             pixels = torch.from_numpy(cut_square(Image.open(frames / "val" / frame.file_name), size).copy())
