@@ -9,6 +9,10 @@ from typing import NamedTuple
 
 import torch
 
+from comparison.ladder import build_ladder, ladder_to_csv
+from comparison.runs import Run, read_runs
+from comparison.tables import build_tables, runs_outside
+from comparison.texts import fill
 from data.frames import FrameDataset, collate_images, list_frames, to_unit_range
 from errors import UserError, command
 from metrics.loading import LoadingLoss, loading_loss, pixels_of
@@ -18,14 +22,10 @@ from reporting.charts import STUDY_CHARTS, build_charts
 from reporting.codebook import build_codebook_figures
 from reporting.figure_files import save_figure
 from reporting.grids import build_grids
-from reporting.ladder import build_ladder, ladder_to_csv
 from reporting.loading import draw_loading, loading_to_csv
 from reporting.page import render_page
 from reporting.pictures import choose_frames, make_pictures, native_size
 from reporting.representation import Representations, compare_representations, draw_representations
-from reporting.runs import Run, read_runs
-from reporting.tables import build_tables, runs_outside
-from reporting.texts import fill
 from training.model_sections import TiTokSection
 
 GENERATED_IMAGES = 16  # by each generator

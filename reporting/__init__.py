@@ -1,1 +1,1 @@
-"""What report.py shows of runs: the study's tables and figures, pictures, and the page."""
+"""What report.py shows of runs: the study's figures, pictures, and the page."""

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from comparison.recipes import AS_RUN, label, match, system
+from comparison.runs import Run
+from comparison.study import FIGURES, StudyPoint
+from comparison.tables import Table, build_tables, find_cell
 from reporting.drawing import Figure, Point, Series, draw_bars, draw_curves, draw_lines, draw_scatter
-from reporting.recipes import AS_RUN, label, match, system
-from reporting.runs import Run
-from reporting.study import FIGURES, StudyPoint
-from reporting.tables import Table, build_tables, find_cell
 
 SMOOTHED_SHARE = 0.04  # of a curve's logged values, over which the mean goes
 # What runs log as train/<name>, val/<name> or both, with its axis.

@@ -10,10 +10,10 @@ import numpy as np
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
+from comparison.recipes import label
+from comparison.runs import Run
 from errors import UserError
 from reporting.drawing import COLOURS, FAINT, WIDTH, Figure, values
-from reporting.recipes import label
-from reporting.runs import Run
 from training.analysis import Analysis, list_analyses, read_analysis
 from training.model_sections import TiTokSection
 

@@ -9,11 +9,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
+from comparison.recipes import label
+from comparison.runs import Run
 from reporting.drawing import INK, PAPER, Figure
 from reporting.figure_files import DOTS_AN_INCH, font_of
 from reporting.pictures import INPUTS, Pictures
-from reporting.recipes import label
-from reporting.runs import Run
 
 WIDTH, HEIGHT, LARGEST = 7.0, 9.0, 1.6  # inches, of a grid that fills a page, and of a column
 COLUMNS = 7  # of images side by side

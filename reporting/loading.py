@@ -1,9 +1,9 @@
 """What the study's way of loading loses, as numbers and as curves by layer."""
 
+from comparison.recipes import INITS
+from comparison.texts import to_csv
 from metrics.loading import LoadingLoss
 from reporting.drawing import Figure, draw_panels, over_places
-from reporting.recipes import INITS
-from reporting.texts import to_csv
 
 
 def loading_to_csv(losses: list[LoadingLoss]) -> str:

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
+from comparison.recipes import INITS, label
 from reporting.drawing import specification
-from reporting.recipes import INITS, label
 
 
 def render_page(**content: object) -> str:

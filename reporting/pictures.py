@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from comparison.recipes import label
+from comparison.runs import Run
 from data.frames import Frame, FrameDataset, list_frames, to_unit_range
 from errors import UserError
 from models.storage import load_tokenizer
-from reporting.recipes import label
-from reporting.runs import Run
 from training.finished import load_with_tokenizer
 
 BATCH = 16  # images at once

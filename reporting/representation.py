@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from comparison.recipes import INITS, label
+from comparison.runs import Run
+from comparison.texts import to_csv
 from data.frames import Frame, FrameDataset, to_unit_range
 from errors import UserError
 from metrics.representation import ABLATED_FRAMES, Tokens, linear_cka, measure_tokens
@@ -19,9 +22,6 @@ from models.pretrained import SOURCES, build_encoder
 from models.storage import load_tokenizer
 from models.tokenizer import Tokenizer
 from reporting.drawing import Figure, draw_panels, over_places, values
-from reporting.recipes import INITS, label
-from reporting.runs import Run
-from reporting.texts import to_csv
 from training.model_sections import TiTokSection
 
 BATCH = 16  # images at once

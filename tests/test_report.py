@@ -4,67 +4,21 @@ import io
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from models.maskgit import MaskGIT
-from models.storage import build_tokenizer, fingerprint, save_model
 from tests.conftest import run_script
-from tests.reporting.made import make_run, write_result
-from training.config import TokenizerConfig, load_config
+from tests.reported import FILLS, Tags, images_of, make_runs, saved, sections_of
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-SIZE = "{width: 32, depth: 1, heads: 2}"
-FILLS = [{"mask_ratio": 0.25, "psnr": 21.123456}, {"mask_ratio": 1.0, "psnr": 11.654321}]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Tokenizers `sixty` and `thirty`, a generator `gen` on the first, one that has only begun, a folder."""
-    root = tmp_path_factory.mktemp("report")
-    make_frames(root / "frames")
-    torch.manual_seed(0)
-    logs = [
-        {"step": 10, "train/loss": 1.5, "train/reconstruction": 0.5, "train/epoch": 4.0},
-        {"step": 20, "train/loss": 1.25, "train/reconstruction": 0.25, "train/epoch": 8.0},
-        {"step": 20, "val/reconstruction": 0.3, "val/psnr": 12.5},
-    ]
-    for name, tokens in {"sixty": 64, "thirty": 32}.items():
-        path = root / f"{name}.yaml"
-        path.write_text(
-            f"data: {{frames: {root / 'frames'}}}\n"
-            f"model: {{image_size: 32, patch_size: 8, num_tokens: {tokens}, encoder: {SIZE},\n"
-            f"        decoder: {SIZE}, quantizer: {{codebook_size: 16, token_size: 4}}}}\n"
-            f"training: {{max_steps: 20, global_batch_size: 4}}\n"
-        )
-        network = build_tokenizer(load_config(path, TokenizerConfig).model.architecture())
-        make_run(root / "runs", name, path, log=logs, network=network)
-    write_result(root / "runs" / "sixty", "psnr", 12.345678912345)
-    write_result(root / "runs" / "sixty", "codebook", 0.8125, perplexity=9.87654321)
-    write_result(root / "runs" / "sixty", "fd_random", 1.23456789, feature_extractor="random-inception-seed0")
-    write_result(root / "runs" / "thirty", "rfid", 149.123456789)
-
-    path = root / "gen.yaml"
-    path.write_text(
-        f"tokenizer: {root / 'runs' / 'sixty'}\ndata: {{frames: {root / 'frames'}}}\nmodel: {SIZE}\n"
-        f"training: {{max_steps: 20, global_batch_size: 4}}\n"
-    )
-    logs = [{"step": 20, "train/loss": 2.5, "train/accuracy": 0.1}, {"step": 20, "val/accuracy": 0.2}]
-    generator = make_run(root / "runs", "gen", path, f"tokenizer={root / 'runs' / 'sixty'}", log=logs)
-    weights = fingerprint(root / "runs" / "sixty" / "model")
-    save_model(MaskGIT(64, 16, 32, 1, 2), generator / "model", step="20", tokenizer_sha256=weights)
-    write_result(generator, "fd_random", 234.5, feature_extractor="random-inception-seed0")
-    write_result(generator, "fill", 16.3888885, ratios=FILLS)
-    write_result(generator, "locality", 0.71234567, share_of_area=0.25, inside=0.0712, outside=0.0101)
-
-    shutil.copytree(root / "runs" / "sixty", root / "runs" / "begun", ignore=shutil.ignore_patterns("model"))
-    (root / "runs" / "holiday <b>").mkdir()
-    return root / "runs"
+    return make_runs(tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")
@@ -79,58 +33,6 @@ def report(runs):
 def page(report):
     """The page's tags with their attributes, and its text."""
     return Tags((report / "index.html").read_text())
-
-
-def make_frames(folder):
-    """Six validation frames of two videos, the first of them broken."""
-    lines = []
-    for index, video in enumerate(["aaa", "bbb"] * 3):
-        name = f"{video}/{video}-{index:07d}.jpg"
-        path = folder / "val" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(index).integers(256, size=(40, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path)
-        lines.append(json.dumps({"file_name": name, "scene": "city street", "weather": None}) + "\n")
-    (folder / "val" / "aaa" / "aaa-0000000.jpg").write_bytes(b"no picture")
-    (folder / "val" / "metadata.jsonl").write_text("".join(lines))
-
-
-class Tags(HTMLParser):
-    """A page's tags with their attributes, its text, and the numbers by the section that they are in."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.text, self.numbers, self.section, self.is_code = [], "", {}, None, False
-        self.feed(page)
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.tags.append((tag, attributes))
-        self.is_code = tag in ("script", "style")
-        if tag == "section":
-            self.section = attributes["id"]
-        if tag == "data":
-            self.numbers.setdefault(self.section, []).append(float(attributes["value"]))
-
-    def handle_endtag(self, tag):
-        self.is_code = False
-
-    def handle_data(self, data):
-        if not self.is_code:
-            self.text += data
-
-
-def images_of(page):
-    return [attributes for tag, attributes in page.tags if tag == "img"]
-
-
-def sections_of(page):
-    return [attributes["id"] for tag, attributes in page.tags if tag == "section"]
-
-
-def saved(runs, run, metric):
-    return json.loads((runs / run / "eval" / f"{metric}.json").read_text())
 
 
 # --- numbers and words --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from metrics.loading import loading_loss
 from metrics.representation import linear_cka
 from models.encoder_as_run import LOST
 from models.pretrained import build_encoder
-from tests.models.test_pretrained import SIZE, save_file_of
+from tests.models.source_files import SIZE, save_file_of
 
 
 def hooked(encoder, images):

@@ -7,8 +7,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from errors import UserError
 from models.encoder_as_run import LOST, AsRunScratchEncoder, build_latent_encoder
 from models.pretrained import build_encoder, load_pretrained
-from tests.models.study_networks import PlainViT
-from tests.models.test_pretrained import (
+from tests.models.source_files import (
     LAYOUTS,
     PATCH,
     PIXELS,
@@ -17,6 +16,7 @@ from tests.models.test_pretrained import (
     save_file_of,
     timm_vit,
 )
+from tests.models.study_networks import PlainViT
 
 LATENTS = 5
 # What becomes of a ViT's parameters that the plain one has no place for, or lacks

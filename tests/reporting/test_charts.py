@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 
+from comparison.runs import read_runs
 from reporting.charts import STUDY_CHARTS, build_charts, smooth
 from reporting.drawing import DRAWN_POINTS
-from reporting.runs import read_runs
+from tests.comparison.made import make_run
 from tests.reporting.drawn import marks, rows, svg_of, texts, values_by_source
-from tests.reporting.made import make_run
 
 STEPS = list(range(25, 15_000, 25))
 RESULTS = {  # by run: config, value; not the study's

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from comparison.runs import Run
 from reporting.codebook import CODE_ROWS, build_codebook_figures
-from reporting.runs import Run
 from tests.reporting.drawn import marks, rows, texts
 from training.config import TokenizerConfig
 

@@ -6,9 +6,9 @@ import numpy as np
 import scipy.ndimage
 import torch
 
+from comparison.runs import Run
 from reporting.grids import WIDTH, System, arrange, build_grids, draw_grid
 from reporting.pictures import Pictures
-from reporting.runs import Run
 from tests.reporting.test_codebook import tokenizer_run
 from training.config import GeneratorConfig
 

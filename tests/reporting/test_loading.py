@@ -9,10 +9,10 @@ import torch
 from metrics.loading import LoadingLoss
 from models.storage import build_tokenizer
 from reporting.loading import draw_loading
+from tests.comparison.made import make_run
 from tests.conftest import run_script
-from tests.models.test_pretrained import save_file_of
+from tests.models.source_files import save_file_of
 from tests.reporting.drawn import rows
-from tests.reporting.made import make_run
 from training.config import TokenizerConfig, load_config
 
 

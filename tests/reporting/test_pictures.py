@@ -4,12 +4,12 @@ import pytest
 import torch
 from PIL import Image
 
+from comparison.runs import read_runs
 from data.frames import cut_square
 from models.maskgit import MaskGIT
 from models.storage import build_tokenizer, fingerprint, load_generator, load_tokenizer, save_model
 from reporting.pictures import BATCH, choose_frames, make_pictures
-from reporting.runs import read_runs
-from tests.reporting.made import make_run
+from tests.comparison.made import make_run
 from training.config import TokenizerConfig, load_config
 
 CPU = torch.device("cpu")

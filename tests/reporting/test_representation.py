@@ -10,15 +10,15 @@ import scipy.stats
 import torch
 from safetensors.torch import save_file
 
+from comparison.runs import read_runs
 from data.frames import FrameDataset, list_frames
 from models.pretrained import build_encoder
 from models.storage import build_tokenizer, load_tokenizer
 from reporting.representation import compare_representations, draw_representations
-from reporting.runs import read_runs
+from tests.comparison.made import make_run
 from tests.conftest import TINY_TOKENIZER
 from tests.reporting.drawn import marks, number, texts
 from tests.reporting.drawn import rows as rows_of
-from tests.reporting.made import make_run
 from training.config import TokenizerConfig, load_config
 
 CPU = torch.device("cpu")

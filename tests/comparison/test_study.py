@@ -2,10 +2,10 @@ import re
 
 import pytest
 
-from reporting.recipes import AS_RUN, RECIPES, label, match, steps_of, system, tokenizer_recipe
-from reporting.runs import read_runs
-from reporting.study import FIGURES, TABLES
-from tests.reporting.made import CONFIGS, last_step, make_run
+from comparison.recipes import AS_RUN, RECIPES, label, match, steps_of, system, tokenizer_recipe
+from comparison.runs import read_runs
+from comparison.study import FIGURES, TABLES
+from tests.comparison.made import CONFIGS, last_step, make_run
 from training.config import GeneratorConfig
 
 REPOSITORY = CONFIGS.parent

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import yaml
 
+from comparison.runs import Run
 from metrics import as_run
 from models import open_clip_weights
 from models.encoder import FROM_SCRATCH
-from reporting.runs import Run
 from training.cells import FAMILIES, LADDER, cells_of, read_cell
 from training.config import GeneratorConfig, TokenizerConfig
 from training.model_sections import TiTokSection

@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 import pytest
 
-from tests.reporting.test_tables import make_run, rows_of_csv, tables_of, to_latex, to_markdown
+from tests.comparison.tabled import make_run, rows_of_csv, tables_of, to_latex, to_markdown
 
 
 @pytest.fixture(scope="module")

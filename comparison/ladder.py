@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
-from reporting.recipes import RECIPES, match
-from reporting.runs import Run
-from reporting.tables import METRICS, shortened
-from reporting.texts import to_csv
+from comparison.recipes import RECIPES, match
+from comparison.runs import Run
+from comparison.tables import METRICS, shortened
+from comparison.texts import to_csv
 from training.cells import LADDER
 
 COLUMNS = {"rfid_as_run": "rFID as run", "rfid": METRICS["rfid"], "codebook": METRICS["codebook"]}

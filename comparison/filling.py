@@ -4,9 +4,9 @@ import shlex
 from collections import defaultdict
 from pathlib import Path
 
+from comparison.recipes import RECIPES, Match, is_comparable, match, steps_of, tokenizer_recipe
+from comparison.runs import Run
 from metrics import as_run
-from reporting.recipes import RECIPES, Match, is_comparable, match, steps_of, tokenizer_recipe
-from reporting.runs import Run
 from training.config import GeneratorConfig
 
 DEFAULT_ROOT = Path("runs")  # of the configs

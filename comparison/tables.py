@@ -5,12 +5,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
+from comparison.filling import MatchedRuns
+from comparison.recipes import AS_RUN, is_comparable, match, system
+from comparison.runs import Run
+from comparison.study import TABLES
+from comparison.texts import to_csv
 from metrics import as_run
-from reporting.filling import MatchedRuns
-from reporting.recipes import AS_RUN, is_comparable, match, system
-from reporting.runs import Run
-from reporting.study import TABLES
-from reporting.texts import to_csv
 
 METRICS = {"rfid": "rFID", "gfid": "gFID", "codebook": "codebook usage"}
 IN_PERCENT = {"codebook", "codebook_as_run"}  # the others have no unit

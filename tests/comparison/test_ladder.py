@@ -3,10 +3,10 @@
 import csv
 import io
 
-from reporting.ladder import build_ladder, ladder_to_csv
-from reporting.runs import read_runs
-from reporting.texts import fill
-from tests.reporting.made import make_run
+from comparison.ladder import build_ladder, ladder_to_csv
+from comparison.runs import read_runs
+from comparison.texts import fill
+from tests.comparison.made import make_run
 from training.cells import LADDER
 
 

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from comparison.runs import read_runs, tokenizer_of
 from evaluation.results import save_result
-from reporting.runs import read_runs, tokenizer_of
-from tests.reporting.made import make_run, write_result
+from tests.comparison.made import make_run, write_result
 from training.finished import read_run
 
 LOG = [
