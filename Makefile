@@ -47,7 +47,7 @@ $(ENV)/installed: requirements.txt bootstrap_env.py
 test: $(ENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest --numprocesses $(shell nproc)
+	$(PY) -m pytest --numprocesses $(shell nproc) --dist worksteal
 	@if $(PY) -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then $(PY) -m pytest -m cuda; fi
 
 bench: $(ENV)/installed

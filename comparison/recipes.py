@@ -1,6 +1,5 @@
 """The study's trainings as configs, and which of them a run is."""
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,8 +75,8 @@ def differences(run: Run, recipe: str) -> list[str]:
     ours, theirs = _settings(run.config), _settings(config)
     phrases = [] if run.step == steps_of(config) else [f"{run.step:,} steps, not {steps_of(config):,}"]
     for key in ours | theirs:
-        values = [_write(each[key]) if key in each else "none" for each in (ours, theirs)]
-        if values[0] != values[1]:
+        if key not in ours or key not in theirs or ours[key] != theirs[key]:
+            values = [_write(each[key]) if key in each else "none" for each in (ours, theirs)]
             phrases.append(f"{key} {values[0]}, not {values[1]}")
     if run.is_generator:
         of_tokenizer = differences(run.tokenizer, tokenizer_recipe(recipe))
@@ -165,8 +164,6 @@ def _settings(config: Section) -> dict[str, object]:
 
 def _write(value: object) -> str:
     """A setting as it is written in a config, in one line."""
-    return (
-        yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf)
-        .split("\n...")[0]
-        .strip()
-    )
+    options = {"default_flow_style": True, "sort_keys": False, "width": 2**30}
+    text = yaml.dump(value, Dumper=yaml.CSafeDumper, **options)  # a report writes tens of thousands
+    return text.split("\n...")[0].strip()

@@ -80,6 +80,11 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def pytest_collection_modifyitems(items):
+    """What takes minutes begins first, so that no worker waits for it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def command(script: str, *arguments: object, processes: int = 1, launched: bool = False) -> list[str]:
     """The command line of a script, under torch's launcher where there are several processes.
 

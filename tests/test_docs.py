@@ -82,6 +82,7 @@ def weights(tmp_path, monkeypatch):
     torch.save(RandomInceptionFeatures().network.state_dict(), path)
 
 
+@pytest.mark.slow
 def test_every_example(folder, weights, monkeypatch):
     ran = set()
     for page in PAGES:
