@@ -78,9 +78,9 @@ clips: $(ENV)/installed
 	$(PY) -m demo.render_clips --out "$(OUT)"
 endif
 
-# The real FID where its weights can be had; otherwise the distance of random features, under its own name.
+# The real FID where its weights can be had; otherwise the distance of other features, under its own name.
 MEASURE = $(PY) evaluate.py --run "$(OUT)/runs/$(1)" $(2) $(3) || \
-    $(PY) evaluate.py --run "$(OUT)/runs/$(1)" $(2) --feature-extractor random-inception
+    $(PY) evaluate.py --run "$(OUT)/runs/$(1)" $(2) --feature-extractor efficientnet-lite0
 
 demo: clips
 	$(PY) extract_frames.py $(SOURCE) $(if $(LABELS),--labels "$(LABELS)") --out "$(OUT)/frames" --short-side 128

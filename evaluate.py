@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from errors import UserError, command
+from evaluation.adaptive import AdaptiveLengths
 from evaluation.fill import measure_fill
-from evaluation.frames import ValidationFrames, add_up, gather, mean
+from evaluation.frames import ValidationFrames, add_up, gather
 from evaluation.locality import FRAMES_TO_EDIT, measure_locality
 from evaluation.networks import build_extractors, build_similarities, sources_of, unique
+from evaluation.reconstruction import Pass, by_length, lengths_to_measure
 from evaluation.results import save_result
 from files import holding, remove_leftovers
 from metrics import as_run
 from metrics import features as feature_files
 from metrics.codebook import CodebookUsage
 from metrics.features import FeatureSet, load_features, save_features
-from metrics.table import GENERATOR, METRICS, TOKENIZER, metrics_of, option
+from metrics.table import EXTRACTORS, GENERATOR, METRICS, TOKENIZER, metrics_of, option
 from models.maskgit import MaskGIT
 from models.storage import fingerprint, load_tokenizer
 from models.tokenizer import Tokenizer
@@ -95,6 +97,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--mask-ratio", type=float, action="append", help="of --fill, repeatable; by default four up to 1"
     )
+    parser.add_argument(
+        "--num-tokens",
+        type=number(1),
+        action="append",
+        default=[],
+        metavar="K",
+        help="of an elastic tokenizer: every metric also with its first K tokens, in one pass; repeatable",
+    )
     parser.add_argument("--batch-size", type=number(1), default=256 if torch.cuda.is_available() else 32)
     parser.add_argument(
         "--precision",
@@ -103,7 +113,7 @@ def parse_arguments() -> argparse.Namespace:
         help="of the run's networks, and with tf32 of the metrics' too",
     )
     parser.add_argument("--workers", type=number(0, 1000), default=min(8, os.cpu_count() or 1))
-    parser.add_argument("--feature-extractor", choices=["inception", "random-inception"], default="inception")
+    parser.add_argument("--feature-extractor", choices=[*EXTRACTORS], default="inception")
     parser.add_argument("--inception-weights", help="torch-fidelity's InceptionV3 file")
     parser.add_argument("--dinov2-weights", help="DINOv2's ViT-L/14 file, the authors' or timm's")
     parser.add_argument("--lpips-weights", help="torchvision's VGG16 file")
@@ -158,36 +168,49 @@ def measure_tokenizer(
     """All of a tokenizer's metrics from one pass over the validation frames and their reconstructions."""
     extractors = build_extractors(accelerator, metrics, sources_of(arguments), failures)
     similarities = build_similarities(accelerator, metrics, sources_of(arguments), failures)
-    if not extractors and not similarities and "codebook" not in metrics:
+    if not extractors and not similarities and not {"codebook", "adaptive"} & set(metrics):
         return
     tokenizer = load_tokenizer(run.folder).to(accelerator.device)
+    lengths = lengths_to_measure(tokenizer, run, metrics, arguments)
     usage = CodebookUsage(tokenizer.codebook_size, accelerator.device)
     frames = ValidationFrames(accelerator, run, tokenizer.image_size, arguments, failures)
     compile_for(len(frames.listed), tokenizer)
     kept, real = frames.features(extractors)
-    made = FeatureSet(unique(extractors))
+    functions = {name: each.function for name, each in similarities.items()}
+    passes = {length: Pass(functions, extractors, accelerator.device) for length in lengths}
+    adaptive = AdaptiveLengths(tokenizer) if "adaptive" in metrics else None
     count = 0
-    for _, images in frames.batches():
+    for places, images in frames.batches():
         codes = tokenizer.encode(images)
-        restored = tokenizer.decode(codes)
+        if adaptive:
+            adaptive.update(places, images, codes)
         if arguments.as_run:
-            images, restored = (as_run.saved(2 * each - 1) for each in (images, restored))
+            seen = as_run.saved(2 * images - 1)
+        for length, each in passes.items():
+            restored = tokenizer.decode(codes[:, :length])
+            if arguments.as_run:
+                each.update(as_run.saved(2 * restored - 1), seen)
+            else:
+                each.update(restored, images)
         usage.update(codes)
-        for similarity in similarities.values():
-            similarity.update(restored, images)
-        real.update(images)
-        made.update(restored)
+        real.update(seen if arguments.as_run else images)
         count += len(images)
 
     num_images = add_up(accelerator, count)
     usage.counts = accelerator.reduce(usage.counts)
-    results = {name: {"value": mean(accelerator, each)} for name, each in similarities.items()}
-    if "codebook" in metrics:
-        results["codebook"] = {"value": usage.usage(), "perplexity": usage.perplexity()}
-    real, made = gather(accelerator, real), gather(accelerator, made)
+    values = {length: each.values(accelerator) for length, each in passes.items()}
+    made = {length: gather(accelerator, each.made) for length, each in passes.items()}
+    real = gather(accelerator, real)
+    if adaptive:
+        adaptive.save(frames)
     if accelerator.is_main_process:
-        for name, result in results.items():
-            save_result(frames, name, result, num_images)
+        for name in functions:
+            save_result(
+                frames, name, by_length({length: values[length][name] for length in lengths}), num_images
+            )
+        if "codebook" in metrics:
+            result = {"value": usage.usage(), "perplexity": usage.perplexity()}
+            save_result(frames, "codebook", result, num_images)
         frames.keep(real)
         save_feature_results(frames, extractors, made, kept | real)
 
@@ -227,7 +250,7 @@ def measure_generator(
             if accelerator.is_main_process:
                 parts = [load_features(path) for path in files.values()]
                 made = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-                save_feature_results(frames, extractors, made, real)
+                save_feature_results(frames, extractors, {tokenizer.num_tokens: made}, real)
                 shutil.rmtree(folder)
     if "fill" in metrics:
         measure_fill(accelerator, frames, generator, tokenizer, to_fill, real)
@@ -299,21 +322,30 @@ def generate_features(
 def save_feature_results(
     frames: ValidationFrames,
     extractors: dict[str, nn.Module],
-    made: dict[str, Tensor],
+    made: dict[int, dict[str, Tensor]],
     real: dict[str, Tensor],
 ) -> None:
-    """Compute and save each metric on features (n, dim); sets too small for it are failures."""
+    """Compute and save each metric on features (n, dim); sets too small for it are failures.
+
+    made: by the number of tokens, rising, that images are made of.
+    """
+    device = frames.accelerator.device
     for name, extractor in extractors.items():
-        metric = METRICS[name]
-        sides = [side[extractor.name].to(frames.accelerator.device) for side in (made, real)]
+        metric, of_real = METRICS[name], real[extractor.name].to(device)
         try:
-            result = metric.value(*sides, extractor)
+            results = {
+                length: metric.value(features[extractor.name].to(device), of_real, extractor)
+                for length, features in made.items()
+            }
         except UserError as error:
             frames.failures.append(f"{option(name)}: {error}")
             continue
-        result["num_real"] = len(sides[1])
-        own_name = metric.with_random if extractor.is_random else name
-        save_result(frames, own_name, result, len(sides[0]), extractor, metric.biased)
+        whole = max(made)
+        result = results[whole] | by_length({length: each["value"] for length, each in results.items()})
+        result["num_real"] = len(of_real)
+        own_name = f"{metric.stem}_{extractor.suffix}" if extractor.suffix else name
+        num_images = len(made[whole][extractor.name])
+        save_result(frames, own_name, result, num_images, extractor, metric.biased)
 
 
 if __name__ == "__main__":

@@ -21,3 +21,8 @@ def number(
         raise argparse.ArgumentTypeError(f"{shown} is no number from {lowest} to {highest}")
 
     return parse
+
+
+def option(name: str) -> str:
+    """What sets an argument on the command line."""
+    return f"--{name.replace('_', '-')}"

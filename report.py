@@ -20,6 +20,7 @@ from models.encoder_as_run import LOST
 from options import number
 from reporting.charts import STUDY_CHARTS, build_charts
 from reporting.codebook import build_codebook_figures
+from reporting.elastic import progressive_grids
 from reporting.figure_files import save_figure
 from reporting.grids import build_grids
 from reporting.loading import draw_loading, loading_to_csv
@@ -87,6 +88,7 @@ def main() -> None:
     left_out += missing
     print("drawing figures", flush=True)
     figures, missing = build_grids(runs, pictures)
+    figures += progressive_grids(runs, device, missing)
     codebook_figures, missing_codes = build_codebook_figures(runs, seed)
     figures += codebook_figures
     left_out += missing + missing_codes

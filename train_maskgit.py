@@ -14,6 +14,7 @@ from torchvision.utils import save_image
 
 from data.frames import Draw, content_fingerprint, leave_signals_to_parent
 from errors import command
+from models.elastic import ElasticTiTok
 from models.maskgit import MaskGIT, masked_token_loss
 from models.sampling import check_order
 from models.storage import build_generator, fingerprint, load_tokenizer
@@ -72,6 +73,7 @@ def train(run: Run) -> None:
         config.run.seed,
         data.flip,
         model.condition_dropout,
+        absent=tokenizer.codebook_size if isinstance(tokenizer, ElasticTiTok) else None,
     )
     val_set = TokenDataset(
         val_tokens, val_conditions, model.mask_schedule, config.run.seed, flip=False, condition_dropout=0.0
@@ -117,8 +119,9 @@ class Networks:
     ):
         model, training = run.config.model, run.config.training
         set_seed(run.config.run.seed)
-        sizes = {"num_tokens": tokenizer.num_tokens, "codebook_size": tokenizer.codebook_size}
-        self.generator = build_generator({**model.architecture(), **sizes, "conditions": conditions})
+        own = {"num_tokens": tokenizer.num_tokens, "codebook_size": tokenizer.codebook_size}
+        own |= {"grid": tokenizer.grid, "conditions": conditions}
+        self.generator = build_generator(model.architecture() | own)
         self.ema = ModelEmaV3(self.generator, decay=training.ema_decay, use_warmup=True)
         if training.shard:
             shard(run.device, self.generator, self.ema.module)
@@ -138,7 +141,12 @@ def train_step(run: Run, networks: Networks, micro_batches: list[TokenBatch], st
         TokenBatch(*(field.to(run.device, non_blocking=True) for field in batch)) for batch in micro_batches
     ]
     # Means over all tokens of the step's batch, however it is split.
-    weights = [torch.where(batch.mask, 1.0, model.unmasked_weight) for batch in parts]
+    weights = [
+        torch.where(batch.mask, 1.0, model.unmasked_weight).masked_fill(
+            batch.codes == generator.mask_token, 0
+        )
+        for batch in parts
+    ]
     sums = torch.stack([sum(map(torch.sum, weights)), sum(batch.mask.sum() for batch in parts)])
     weight_each, masked_each = run.accelerator.reduce(sums, reduction="mean") / run.accumulation
     for batch, weight in accumulate(list(zip(parts, weights)), networks.wrapped):

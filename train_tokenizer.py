@@ -31,11 +31,13 @@ from models.discriminator import (
     hinge_discriminator_loss,
     hinge_generator_loss,
 )
+from models.elastic import ElasticTiTok, draw_lengths
 from models.perceptual import LPIPS, ConvNeXtLogits
 from models.pretrained import SOURCES, load_pretrained, load_pretrained_decoder
 from models.storage import build_tokenizer, load_tokenizer
 from models.titok import TiTok
 from models.tokenizer import Tokenizer
+from sizes import height_and_width
 from training.analysis import ANALYSIS_FRAMES, CodebookAnalysis, is_log_spaced
 from training.config import TokenizerConfig, parse_arguments
 from training.model_sections import TiTokSection, VQGANSection
@@ -177,8 +179,12 @@ def train_step(
     real_logits, fake_logits = [], []
     for batch in accumulate(micro_batches, wrapped, wrapped_discriminator):
         images = run.images_of(batch, frames, "train")
+        of_step = {}
+        if isinstance(tokenizer, ElasticTiTok):
+            lengths = draw_lengths(tokenizer.num_tokens, run.config.run.seed, step, batch.indices)
+            of_step = {"lengths": lengths.to(run.device, non_blocking=True)}
         with run.accelerator.autocast():
-            output = wrapped(images, losses.entropy > 0, losses.entropy_images)
+            output = wrapped(images, losses.entropy > 0, losses.entropy_images, **of_step)
             terms = {
                 "codebook": output.quantized.codebook_loss,
                 "commitment": output.quantized.commitment_loss,
@@ -232,8 +238,8 @@ def train_step(
 
 def try_step(run: Run, networks: Networks) -> None:
     """A step of noise with all of its losses, to see whether it fits into memory."""
-    size = run.config.model.image_size
-    images = torch.randint(256, (run.micro_batch_size, 3, size, size), dtype=torch.uint8)
+    size = height_and_width(run.config.model.image_size)
+    images = torch.randint(256, (run.micro_batch_size, 3, *size), dtype=torch.uint8)
     batch = ImageBatch(images, torch.zeros(len(images), dtype=torch.int64), {})
     train_step(run, networks, [batch] * run.accumulation, [], run.config.losses.adversarial_start + 1)
 

@@ -22,6 +22,7 @@ from benchmark.steps import made_generator, quiet, tokenizer_step
 from metrics.inception import RandomInceptionFeatures
 from models.maskgit import MaskGIT
 from models.tokenizer import Tokenizer
+from sizes import Size, height_and_width
 from training.run import Run
 from training.sections import LossSection
 
@@ -49,7 +50,7 @@ def count_coding(tokenizer: Tokenizer) -> tuple[int, int]:
     """FLOPs of encoding one image, and of decoding one, by a tokenizer on the meta device."""
     with shapes_only():
         make_shapes([tokenizer])
-        image = torch.rand(1, 3, *[tokenizer.image_size] * 2)
+        image = torch.rand(1, 3, *height_and_width(tokenizer.image_size))
         codes = torch.zeros(1, tokenizer.num_tokens, dtype=torch.int64)
         return count_flops(partial(tokenizer.encode, image)), count_flops(partial(tokenizer.decode, codes))
 
@@ -79,11 +80,11 @@ def count_generation(generator: MaskGIT, steps: int, *guidances: float) -> list[
         ]
 
 
-def count_inception(size: int) -> int:
-    """FLOPs of the Inception network's features of an image of size × size."""
+def count_inception(size: Size) -> int:
+    """FLOPs of the Inception network's features of an image of a size."""
     extractor = RandomInceptionFeatures()
     with shapes_only():
-        return count_flops(partial(extractor, torch.rand(1, 3, size, size)))
+        return count_flops(partial(extractor, torch.rand(1, 3, *height_and_width(size))))
 
 
 @quiet()

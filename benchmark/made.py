@@ -14,6 +14,7 @@ from torchvision.models import convnext_small, vgg16
 from data.frames import Draw, ImageBatch
 from models.pretrained import SOURCES
 from models.tokenizer import Tokenizer
+from sizes import height_and_width
 from training.config import GeneratorConfig
 from training.run import Run
 from training.sections import LossSection, Section, Subset
@@ -62,7 +63,7 @@ def perceptual_weights(losses: LossSection, folder: Path) -> dict[str, str]:
 
 def noise_batch(run: Run, size: int) -> ImageBatch:
     """A micro-batch of a tokenizer's run, as its loader gives it."""
-    images = torch.randint(256, (size, 3, *[run.config.model.image_size] * 2), dtype=torch.uint8)
+    images = torch.randint(256, (size, 3, *height_and_width(run.config.model.image_size)), dtype=torch.uint8)
     return ImageBatch(images.pin_memory() if run.device.type == "cuda" else images, torch.arange(size), {})
 
 

@@ -42,6 +42,7 @@ from metrics.inception import RandomInceptionFeatures
 from models.maskgit import MaskGIT
 from models.storage import build_tokenizer, save_model
 from models.tokenizer import Tokenizer
+from sizes import height_and_width
 from training.config import GeneratorConfig, TokenizerConfig, load_config, save_config
 from training.precision import computing_in
 from training.run import Run
@@ -146,7 +147,7 @@ def measure_tokenizer(arguments: argparse.Namespace, folder: Path) -> Iterator[d
 
     tokenizer, size = networks.ema.module.eval(), arguments.inference_batch_size
     compile_for(MANY, tokenizer)
-    images = torch.rand(size, 3, *[tokenizer.image_size] * 2, device=run.device)
+    images = torch.rand(size, 3, *height_and_width(tokenizer.image_size), device=run.device)
     codes = tokenizer.encode(images[:1]).expand(size, -1)
     for name, code, flops in (
         ("encode", partial(tokenizer.encode, images), encoding),
@@ -278,7 +279,7 @@ def measure_rfid(arguments: argparse.Namespace, folder: Path) -> Iterator[dict]:
     yield {}
 
     bench = Bench(run.device, arguments.repeats)
-    images = torch.rand(arguments.inference_batch_size, 3, size, size, device=run.device)
+    images = torch.rand(arguments.inference_batch_size, 3, *height_and_width(size), device=run.device)
     inception = partial(RandomInceptionFeatures().to(run.device), images)
     bench.add("Inception features", inception, len(images), of_inception)
 

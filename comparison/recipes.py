@@ -96,6 +96,7 @@ def system(run: Run) -> str:
         return f"MaskGIT on {system(run.tokenizer) if run.tokenizer else Path(run.config.tokenizer).name}"
     model = run.config.model
     name = "VQGAN" if model.kind == "vqgan" else f"TiTok-{model.num_tokens}"
+    name = f"elastic {name}" if getattr(model, "elastic", False) else name
     if model.init_from is not None:
         return f"{name} from {Path(model.init_from).name}"
     if model.kind == "titok" and model.encoder.init in INITS:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from data.bdd100k import ATTRIBUTES
 from data.pictures import read_picture
 from errors import UserError
+from sizes import Size, height_and_width, in_words
 
 SUBSET_SALT = b"driving-tokens/subset"
 
@@ -95,26 +96,30 @@ def content_fingerprint(folder: str | Path, frames: list[Frame], times: bool = T
     return hashlib.sha256(stamps.encode()).hexdigest()
 
 
-def cut_square(
-    image: Image.Image, size: int, resize: str = "short_side", rng: np.random.Generator | None = None
+def cut(
+    image: Image.Image, size: Size, resize: str = "short_side", rng: np.random.Generator | None = None
 ) -> np.ndarray:
-    """A picture's centre square, or one drawn by `rng`, as uint8 (size, size, 3).
+    """The middle of a picture, or a part drawn by `rng`, as uint8 (H, W, 3) of a size.
 
-    resize: "short_side" first resizes the picture so that its short side is `size`; "none" leaves its pixels
-    as they are. Raises UserError where such a picture is smaller than the square.
+    resize: "short_side" first resizes the picture to the smallest that covers the size, so that a square's
+    side is the picture's short side; "none" leaves its pixels as they are. Raises UserError where such a
+    picture is smaller.
     """
-    if resize == "none" and min(image.size) < size:
-        raise UserError(f"{image.width}×{image.height} pixels, less than the {size}×{size} to cut out of it")
-    if min(image.size) != size and resize == "short_side":
-        scale = size / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    spare_x, spare_y = image.width - size, image.height - size
+    height, width = height_and_width(size)
+    if resize == "none" and (image.height < height or image.width < width):
+        raise UserError(
+            f"{image.width}×{image.height} pixels, less than the {in_words(size)} to cut out of it"
+        )
+    scale = max(height / image.height, width / image.width)
+    if scale != 1 and resize == "short_side":
+        covering = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+        image = image.resize(covering, Image.Resampling.BICUBIC)
+    spare_x, spare_y = image.width - width, image.height - height
     if rng is None:
         left, top = spare_x // 2, spare_y // 2
     else:
         left, top = int(rng.integers(spare_x + 1)), int(rng.integers(spare_y + 1))
-    return np.asarray(image)[top : top + size, left : left + size]
+    return np.asarray(image)[top : top + height, left : left + width]
 
 
 class Draw(NamedTuple):
@@ -189,18 +194,18 @@ class ImageBatch(NamedTuple):
 
 
 class FrameDataset(Dataset):
-    """Frames as uint8 images (3, size, size), cut as `resize` says (see cut_square).
+    """Frames as uint8 images (3, H, W) of a size, cut as `resize` says (see cut).
 
     Asked with a Draw it is a training example: cropped and flipped by a random generator of its own, fixed
     by the seed, the pass and the frame; a frame that is broken or too small is replaced by the next of the
-    list. Asked with an index it is the centre square; such a frame is left out.
+    list. Asked with an index it is the middle; such a frame is left out.
     """
 
     def __init__(
         self,
         folder: str | Path,
         frames: list[Frame],
-        size: int,
+        size: Size,
         resize: str = "short_side",
         seed: int = 0,
         random_crop: bool = False,
@@ -241,7 +246,7 @@ class FrameDataset(Dataset):
             picture = read_picture(self.folder / self.frames[index].file_name)
         except UserError as error:  # that names the file: so do those who read this
             raise UserError("not readable as a picture") from error
-        image = cut_square(picture, self.size, self.resize, rng if self.random_crop else None)
+        image = cut(picture, self.size, self.resize, rng if self.random_crop else None)
         if rng is not None and self.flip and rng.random() < 0.5:
             image = image[:, ::-1]
         return torch.from_numpy(image.transpose(2, 0, 1).copy())

@@ -61,7 +61,7 @@ def measure_fill(
         features = gather(accelerator, made[ratio])
         if extractor and accelerator.is_main_process:
             sides = (side[extractor.name].to(device) for side in (features, real))
-            row["fd_random" if extractor.is_random else "fid"] = frechet_distance(*sides)
+            row[f"fd_{extractor.suffix}" if extractor.suffix else "fid"] = frechet_distance(*sides)
         table.append({"mask_ratio": ratio, **row})
     if accelerator.is_main_process:
         value = sum(row["psnr"] for row in table) / len(table)

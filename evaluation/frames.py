@@ -16,6 +16,7 @@ from metrics import as_run
 from metrics.features import FeatureCache, FeatureSet
 from metrics.similarity import MeanSimilarity
 from models.maskgit import MaskGIT
+from sizes import Size
 from training.finished import FinishedRun
 from training.tokens import condition_array
 
@@ -27,7 +28,7 @@ class ValidationFrames:
         self,
         accelerator: Accelerator,
         run: FinishedRun,
-        size: int,
+        size: Size,
         arguments: argparse.Namespace,
         failures: list[str],
     ):

@@ -1,5 +1,7 @@
 """How local a generator's edits are."""
 
+import math
+
 import torch
 from accelerate import Accelerator
 
@@ -8,6 +10,7 @@ from evaluation.results import save_result
 from models.editing import change_by_region, random_box, share_inside, token_influence, tokens_of_box
 from models.maskgit import MaskGIT
 from models.tokenizer import Tokenizer
+from sizes import height_and_width
 
 FRAMES_TO_EDIT = 64  # without --num
 
@@ -41,7 +44,7 @@ def measure_locality(
         sums += torch.stack([*(each.double().sum() for each in changes), sums.new_tensor(len(rows))])
 
     inside, outside, num_images = accelerator.reduce(sums).tolist()
-    area = random_box(size, 0, 0).area / size**2  # of each
+    area = random_box(size, 0, 0).area / math.prod(height_and_width(size))  # of each
     share = share_inside(inside, outside, area)
     if share is None:
         frames.failures.append("--locality: no edit changed anything; the generator fills in what was there")

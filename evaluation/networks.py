@@ -16,7 +16,7 @@ def sources_of(arguments: argparse.Namespace) -> Sources:
         inception=arguments.inception_weights,
         dinov2=arguments.dinov2_weights,
         lpips=arguments.lpips_weights,
-        random_inception=arguments.feature_extractor == "random-inception",
+        extractor=arguments.feature_extractor,
     )
 
 
@@ -37,9 +37,9 @@ def build_extractors(
                 failures.append(f"{', '.join(map(option, names))}: {error}")
                 continue
         for name in names:
-            if network.is_random and not METRICS[name].with_random:
+            if network.suffix and not METRICS[name].stem:
                 failures.append(
-                    f"{option(name)}: random-inception knows no classes; it takes the published weights"
+                    f"{option(name)}: {sources.extractor} knows no classes; it takes InceptionV3's"
                 )
             else:
                 extractors[name] = network

@@ -34,6 +34,8 @@ def save_result(
         "num_images": num_images,
         "frames": str(frames.folder),
         "split": "val",
+        "image_size": frames.size,  # of the middle, of a frame resized as run.config.data.resize says
+        "resize": run.config.data.resize,
         "subset": run.config.data.val.model_dump(),
         "frames_sha256": frames_fingerprint(frames.listed),
         "feature_extractor": extractor.name if extractor else None,
@@ -51,6 +53,8 @@ def save_result(
     if biased and min(num_images, result.get("num_real", num_images)) < FEW_IMAGES:
         line += f"; fewer than {FEW_IMAGES:,} images bias it, compare it only with a value on as many"
     print(line)
+    for length, value in result.get("by_num_tokens", {}).items():
+        print(f"  {length} tokens: {value:.4f}")
     path = run.folder / "eval" / f"{name}.json"
     try:
         path.parent.mkdir(exist_ok=True)

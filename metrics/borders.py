@@ -11,7 +11,7 @@ PATCH = 16  # pixels, of the study's networks
 class BorderSteps(nn.Module):
     """How large an image's steps from pixel to pixel are, across the borders of patches and inside them."""
 
-    name, dim, is_random = f"borders-{PATCH}", 2, False
+    name, dim, suffix = f"borders-{PATCH}", 2, ""
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B,3,H,W) in [0,1] to the mean absolute steps across borders, and inside: (B,2)."""

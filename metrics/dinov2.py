@@ -29,7 +29,7 @@ class DINOv2Features(nn.Module):
     Raises UserError where the weights can't be had.
     """
 
-    is_random = False
+    suffix = ""
 
     def __init__(
         self, weights: str | Path | None = None, width: int = 1024, depth: int = 24, heads: int = 16

@@ -5,6 +5,12 @@ from torch import Tensor
 
 from errors import UserError
 
+# Fréchet distances that are not FID, each of the features of another network
+OTHER_DISTANCES = {
+    "fd_efficientnet_lite0": "EfficientNet-Lite0, trained on ImageNet",
+    "fd_random": "an InceptionV3 with fixed random weights",
+}
+
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
     """Fréchet distance of the Gaussians that fit two sets of features, (n, dim) and (m, dim).

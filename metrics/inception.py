@@ -56,7 +56,7 @@ class InceptionFeatures(_Features):
     downloading it if need be. `name` ends in the file's SHA-256. Raises UserError where it can't be had.
     """
 
-    is_random = False
+    suffix = ""  # a metric has its own name
 
     def __init__(self, weights: str | Path | None = None):
         super().__init__()
@@ -73,7 +73,7 @@ class RandomInceptionFeatures(_Features):
     alike. Batch norm is left at identity. The weights follow from `seed` alone.
     """
 
-    is_random = True
+    suffix = "random"
 
     def __init__(self, seed: int = 0):
         super().__init__()

@@ -41,14 +41,14 @@ def loading_loss(
 ) -> LoadingLoss:
     """Measure what a source's encoder loses by the study's way of loading it, with nothing trained.
 
-    images: float (N, 3, H, H) in [0, 1] of real frames. weights: as in models.pretrained.load_pretrained, the
+    images: float (N, 3, H, W) in [0, 1] of real frames. weights: as in models.pretrained.load_pretrained, the
     same for both encoders; by default the study's, which are DFN-2B's for clip. size: width, depth and heads.
     Neither encoder has latents here. Raises UserError where the weights can't be had.
     """
     if init == "clip" and weights is None:
         weights = AS_RUN_CLIP
     named = variant(weights) if is_named(weights) else None
-    options = {"image_size": images.shape[-1], "patch_size": patch_size, "num_latents": 1, **size}
+    options = {"image_size": images.shape[2:], "patch_size": patch_size, "num_latents": 1, **size}
     exact = build_latent_encoder(init, "exact", variant=named, **options)
     load_pretrained(exact, init, weights)
     as_run = build_latent_encoder(init, "as_run", **options)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from metrics import borders, dinov2, inception
+from metrics import borders, dinov2, efficientnet, inception
 from metrics.distribution import inception_score, kernel_distance, precision_recall
 from metrics.frechet import frechet_distance
 from metrics.similarity import psnr, ssim
@@ -24,7 +24,7 @@ class Sources(NamedTuple):
     inception: str | None = None
     dinov2: str | None = None
     lpips: str | None = None
-    random_inception: bool = False  # random weights for InceptionV3, and no file
+    extractor: str = "inception"  # a key of EXTRACTORS, in the place of InceptionV3
 
 
 class Metric(NamedTuple):
@@ -40,15 +40,20 @@ class Metric(NamedTuple):
     likeness: Callable[[Sources], Callable[[Tensor, Tensor], Tensor]] | None = None
     features: Callable[[Sources], nn.Module] | None = None
     value: Callable[[Tensor, Tensor, nn.Module], dict] | None = None
-    with_random: str | None = None  # its name where the features are of random weights; None has no such
+    stem: str | None = None  # of its name with other features, which have a suffix; None has no others
     biased: bool = False  # by few images
     in_all: bool = True  # asked for by --all
 
 
+EXTRACTORS = {
+    "inception": lambda sources: inception.InceptionFeatures(sources.inception),
+    "efficientnet-lite0": lambda _: efficientnet.EfficientNetFeatures(),
+    "random-inception": lambda _: inception.RandomInceptionFeatures(),
+}
+
+
 def _inception(sources: Sources) -> nn.Module:
-    if sources.random_inception:
-        return inception.RandomInceptionFeatures()
-    return inception.InceptionFeatures(sources.inception)
+    return EXTRACTORS[sources.extractor](sources)
 
 
 def _dinov2(sources: Sources) -> nn.Module:
@@ -63,7 +68,7 @@ def _frechet(made: Tensor, real: Tensor, _: nn.Module) -> dict:
     return {"value": frechet_distance(made, real)}
 
 
-FID = {"features": _inception, "value": _frechet, "with_random": "fd_random", "biased": True}
+FID = {"features": _inception, "value": _frechet, "stem": "fd", "biased": True}
 BOTH = (TOKENIZER, GENERATOR)
 METRICS = {
     "rfid": Metric((TOKENIZER,), "FID of reconstructions", **FID),
@@ -80,7 +85,7 @@ METRICS = {
         "kernel distance of InceptionV3's features",
         features=_inception,
         value=lambda made, real, _: kernel_distance(made, real),
-        with_random="kid_random",
+        stem="kid",
         biased=True,
     ),
     "prc": Metric(
@@ -88,7 +93,7 @@ METRICS = {
         "precision and recall of InceptionV3's features",
         features=_inception,
         value=lambda made, real, _: precision_recall(made, real),
-        with_random="prc_random",
+        stem="prc",
         biased=True,
     ),
     "fd_dinov2": Metric(
@@ -108,11 +113,16 @@ METRICS = {
         likeness=lambda sources: LPIPS(sources.lpips, option="--lpips-weights"),
     ),
     "codebook": Metric((TOKENIZER,), "share of the codes in use, and their perplexity"),
+    "adaptive": Metric(
+        (TOKENIZER,),
+        "PSNR of an elastic tokenizer where each frame has the tokens that it needs, and which need more",
+        in_all=False,
+    ),
     "fill": Metric(
         (GENERATOR,),
         "how well masked tokens of frames are filled in, by --mask-ratio",
         features=_inception,
-        with_random="fill",
+        stem="fill",
         in_all=False,
     ),
     "locality": Metric(

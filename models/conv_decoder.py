@@ -1,10 +1,13 @@
 """TiTok's decoder as the study's own code has it: VQGAN's convolutions over a sequence of tokens."""
 
+import math
+
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from models.vqgan import conv3x3, middle, upsampling
+from sizes import Size, grid_of
 
 
 class ConvDecoder(nn.Module):
@@ -15,13 +18,13 @@ class ConvDecoder(nn.Module):
     residual block) mix it; then its grid goes up VQGAN's levels (github.com/sejal-0502/1d-tokenizer). Only
     that one attention, of a single head, and the norms' statistics bring the tokens to the whole grid.
 
-    `width` is the tokens', `channels`, `multipliers` and `blocks` are VQGAN's; the grid has
-    image_size / 2 ** (len(multipliers) - 1) places a side, and with `attention` its level has some, too.
+    `width` is the tokens', `channels`, `multipliers` and `blocks` are VQGAN's; the grid has a
+    place for each square of 2 ** (len(multipliers) - 1) pixels, and with `attention` its level has some, too.
     """
 
     def __init__(
         self,
-        image_size: int,
+        image_size: Size,
         num_tokens: int,
         token_size: int,
         width: int = 768,
@@ -31,7 +34,8 @@ class ConvDecoder(nn.Module):
         attention: bool = True,
     ):
         super().__init__()
-        self.grid = image_size // 2 ** (len(multipliers) - 1)
+        self.grid = grid_of(image_size, 2 ** (len(multipliers) - 1))
+        places = math.prod(self.grid)
         widths = [channels * multiplier for multiplier in multipliers]
 
         def drawn(*shape: int) -> nn.Parameter:
@@ -40,7 +44,7 @@ class ConvDecoder(nn.Module):
         self.from_tokens = nn.Linear(token_size, width)
         self.class_token = drawn(width)
         self.mask_token = drawn(width)
-        self.positions = drawn(1 + self.grid**2, width)
+        self.positions = drawn(1 + places, width)
         self.token_positions = drawn(num_tokens, width)
         self.mix = nn.Sequential(conv3x3(width, widths[-1]), *middle(widths[-1]))
         self.levels = nn.Sequential(*upsampling(widths, blocks, attention))
@@ -54,8 +58,9 @@ class ConvDecoder(nn.Module):
     def forward(self, quantized: Tensor) -> Tensor:
         """Quantized latents (B, K, token_size) to images (B, 3, H, W), meant for [0, 1] but not clamped."""
         tokens = self.from_tokens(quantized) + self.token_positions
-        grid = repeat(self.mask_token, "d -> n d", n=self.grid**2)
+        places = math.prod(self.grid)
+        grid = repeat(self.mask_token, "d -> n d", n=places)
         grid = torch.cat([self.class_token[None], grid]) + self.positions
         x = torch.cat([repeat(grid, "n d -> b n d", b=len(tokens)), tokens], dim=1)
-        x = self.mix(rearrange(x, "b n d -> b d n 1"))[:, :, 1 : 1 + self.grid**2]
-        return (self.levels(rearrange(x, "b d (h w) 1 -> b d h w", h=self.grid)) + 1) / 2
+        x = self.mix(rearrange(x, "b n d -> b d n 1"))[:, :, 1 : 1 + places]
+        return (self.levels(rearrange(x, "b d (h w) 1 -> b d h w", h=self.grid[0])) + 1) / 2

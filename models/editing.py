@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.tokenizer import Tokenizer
+from sizes import Size, height_and_width
 
 MASK_RATIOS = (0.25, 0.5, 0.75, 1.0)  # shares of tokens to mask, where nobody asks for others
 
@@ -37,18 +38,20 @@ class Box(NamedTuple):
         """The number of its pixels."""
         return (self.right - self.left) * (self.bottom - self.top)
 
-    def pixels(self, size: int) -> Tensor:
-        """bool (size, size), True inside."""
-        inside = torch.zeros(size, size, dtype=torch.bool)
+    def pixels(self, size: Size) -> Tensor:
+        """bool (H, W), of an image of a size, True inside."""
+        inside = torch.zeros(height_and_width(size), dtype=torch.bool)
         inside[self.top : self.bottom, self.left : self.right] = True
         return inside
 
 
-def random_box(size: int, seed: int, index: int) -> Box:
-    """A square somewhere in an image of size × size, of a quarter of its area; (seed, index) fix it."""
-    side = size // 2
-    left, top = np.random.default_rng([seed, index, 1]).integers(size - side + 1, size=2).tolist()
-    return Box(left, top, left + side, top + side)
+def random_box(size: Size, seed: int, index: int) -> Box:
+    """A box somewhere in an image of a size, half as high and as wide; (seed, index) fix it."""
+    image_height, image_width = height_and_width(size)
+    height, width = image_height // 2, image_width // 2
+    rng = np.random.default_rng([seed, index, 1])
+    left, top = (int(rng.integers(spare + 1)) for spare in (image_width - width, image_height - height))
+    return Box(left, top, left + width, top + height)
 
 
 @torch.no_grad()
@@ -83,9 +86,8 @@ def tokens_of_box(influence: Tensor, box: Box, num: int | None = None) -> Tensor
     of the influence inside and outside does as well for local tokens, but finds idle ones for a small box of
     global tokens. The price: pixels in the box change by up to a third less than with the largest influence.
     """
-    size = influence.shape[-1]
     if num is None:
-        num = -(-len(influence) * box.area // size**2)
+        num = -(-len(influence) * box.area // influence[0].numel())
     inside = influence[:, box.top : box.bottom, box.left : box.right].sum(dim=(1, 2))
     share = inside / influence.sum(dim=(1, 2)).clamp_min(torch.finfo(influence.dtype).tiny)
     return share.topk(num).indices

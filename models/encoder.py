@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.mimetic import nearness, sincos_positions, spread_positions, start_attention
 from models.patches import ConvStem
+from sizes import Size, grid_of, height_and_width
 
 ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU, "tanh": nn.Tanh}
 
@@ -64,15 +65,15 @@ class LatentEncoder(nn.Module):
     """[class token, patches, K learned latents] through a ViT; the K outputs are what is kept.
 
     `init` is a key of ARCHITECTURES; `variant` has the fields in which the weights at hand differ from it, as
-    open_clip's many CLIPs do. Images are (B, 3, image_size, image_size) in [0, 1]; the source's normalisation
-    happens inside. A `stem` "conv" makes patches by models.patches.ConvStem. With `mixing` each latent begins
-    with a learned mix of all patches besides (models.mimetic.nearness).
+    open_clip's many CLIPs do. Images are of `image_size`, in [0, 1]; the source's normalisation happens
+    inside. A `stem` "conv" makes patches by models.patches.ConvStem. With `mixing` each latent begins with a
+    learned mix of all patches besides (models.mimetic.nearness).
     """
 
     def __init__(
         self,
         init: str = "none",
-        image_size: int = 256,
+        image_size: Size = 256,
         patch_size: int = 16,
         num_latents: int = 64,
         width: int = 768,
@@ -86,7 +87,7 @@ class LatentEncoder(nn.Module):
         self.init = init
         architecture = self.architecture(init, variant or {})
         self.vit = VisionTransformer(
-            img_size=image_size,
+            img_size=height_and_width(image_size),
             patch_size=patch_size,
             embed_dim=width,
             depth=depth,
@@ -104,12 +105,12 @@ class LatentEncoder(nn.Module):
         nn.init.trunc_normal_(self.latents, std=0.02)
         if init == "mimetic":
             start_attention(self.vit.blocks)
-            positions = sincos_positions(image_size // patch_size, width)
+            positions = sincos_positions(grid_of(image_size, patch_size), width)
             with torch.no_grad():
                 self.vit.pos_embed[0, 1:] = positions
                 self.latents.copy_(spread_positions(positions, num_latents))
         if mixing:
-            near = nearness(image_size // patch_size, num_latents)
+            near = nearness(grid_of(image_size, patch_size), num_latents)
             self.mixing = nn.Parameter(near.softmax(dim=1))  # (K, N)
         self.register_buffer("mean", torch.tensor(architecture.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(architecture.std).view(3, 1, 1), persistent=False)

@@ -88,7 +88,7 @@ class AsRunScratchEncoder(AsRunEncoder):
             nn.init.normal_(parameter, std=width**-0.5)
         quarter = width // 4
         frequencies = 10_000 ** -(torch.arange(quarter) / quarter)
-        rows_first = sincos_positions(self.vit.patch_embed.grid_size[0], width, frequencies)
+        rows_first = sincos_positions(self.vit.patch_embed.grid_size, width, frequencies)
         with torch.no_grad():
             self.vit.pos_embed.copy_(rows_first.roll(width // 2, dims=1))
 

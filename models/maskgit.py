@@ -12,8 +12,8 @@ from models.sampling import (
     MASK_SCHEDULES,
     GumbelNoise,
     as_run_plan,
-    halton_order,
     keep_likeliest,
+    places_in_order,
 )
 
 
@@ -22,7 +22,7 @@ class MaskGIT(nn.Module):
 
     `conditions` names what images may be asked to have, each with its values: {"timeofday": ["daytime",
     "night"]}. Each is a token of its own before the codes. With `tied_embeddings` the codes' embeddings are
-    the output's weights too.
+    the output's weights too. `grid` is the tokenizer's, for the Halton order; by default a square.
     """
 
     kind = "maskgit"
@@ -38,6 +38,7 @@ class MaskGIT(nn.Module):
         tied_embeddings: bool = False,
         output_bias: str = "code",
         conditions: dict[str, list[str]] | None = None,
+        grid: tuple[int, int] | None = None,
     ):
         super().__init__()
         self.conditions = conditions or {}
@@ -52,7 +53,9 @@ class MaskGIT(nn.Module):
             "tied_embeddings": tied_embeddings,
             "output_bias": output_bias,
             "conditions": self.conditions,
+            "grid": grid and list(grid),
         }
+        self.grid = grid
         self.num_tokens = num_tokens
         self.codebook_size = codebook_size
         self.mask_token = codebook_size
@@ -168,7 +171,8 @@ class MaskGIT(nn.Module):
         `top_k` and `top_p` leave, and makes the most confident final; the confidence, a log-probability, has
         Gumbel noise of scale `randomness`, annealed linearly to 0 (MaskGIT, section 3.2 and its published
         sampler). With `order` "halton" it is not confidence that decides but the place in the grid
-        (models.sampling.halton_order). With `plan` "as_run" models.sampling.as_run_plan says how many tokens
+        (models.sampling.halton_order), with "coarse_first" the place in the sequence: an elastic tokenizer's
+        first tokens carry the most. With `plan` "as_run" models.sampling.as_run_plan says how many tokens
         a step decides, whatever the mask, and the noise is annealed from its full scale in the first step to
         0 in the last of `steps`. Sample i draws its noise from (seed, first_index + i) alone, so that it is
         the same in any batch and process.
@@ -181,8 +185,8 @@ class MaskGIT(nn.Module):
         noise = GumbelNoise(seed, first_index, len(codes), codes.device)
         unknown = mask
         to_predict = mask.sum(dim=1)
-        if order == "halton":
-            by_place = -halton_order(self.num_tokens).argsort().to(codes.device, torch.float32)
+        places = places_in_order(order, self.num_tokens, self.grid)
+        by_place = None if places is None else -places.argsort().to(codes.device, torch.float32)
         as_run = plan == "as_run"
         counts = as_run_plan(schedule, steps, self.num_tokens) if as_run else [None] * steps
         for step, count in enumerate(counts, start=1):
@@ -195,7 +199,7 @@ class MaskGIT(nn.Module):
             sampled = (logits + sampling_noise).argmax(dim=-1)
             codes = torch.where(unknown, sampled, codes)
 
-            if order == "halton":
+            if by_place is not None:
                 confidence = by_place.expand(len(codes), -1)
             else:
                 chosen = logits.log_softmax(dim=-1).gather(-1, sampled[..., None])
@@ -214,8 +218,15 @@ class MaskGIT(nn.Module):
 
 
 def masked_token_loss(logits: Tensor, codes: Tensor, weights: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy in nats summed over positions: logits (B, K, V), codes (B, K), weights (B, K)."""
+    """Cross-entropy in nats summed over positions: logits (B, K, V), codes (B, K), weights (B, K).
+
+    A code V is of a token that isn't there, and left out.
+    """
     each = F.cross_entropy(
-        logits.float().flatten(0, 1), codes.flatten(), label_smoothing=label_smoothing, reduction="none"
+        logits.float().flatten(0, 1),
+        codes.flatten(),
+        ignore_index=logits.shape[-1],
+        label_smoothing=label_smoothing,
+        reduction="none",
     )
     return (each * weights.flatten()).sum()

@@ -28,8 +28,9 @@ class MaskGITAsRun(MaskGIT):
         tied_embeddings: bool = True,
         output_bias: str = "place",
         conditions: dict[str, list[str]] | None = None,
+        grid: tuple[int, int] | None = None,
     ):
-        options = (width, depth, heads, dropout, tied_embeddings, output_bias, conditions)
+        options = (width, depth, heads, dropout, tied_embeddings, output_bias, conditions, grid)
         super().__init__(num_tokens, codebook_size, *options)
 
         def norm() -> nn.LayerNorm:

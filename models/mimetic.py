@@ -35,8 +35,8 @@ def start_attention(blocks: nn.Sequential) -> None:
             block.attn.proj.weight.copy_(near(-VALUE_PROJECTION))
 
 
-def sincos_positions(grid: int, width: int, frequencies: Tensor | None = None) -> Tensor:
-    """Positions (grid², width) of a square grid, row by row: half the width for rows, half for columns.
+def sincos_positions(grid: tuple[int, int], width: int, frequencies: Tensor | None = None) -> Tensor:
+    """Positions (N, width) of a grid's N places, row by row: half the width for rows, half for columns.
 
     frequencies: (width // 4,) in radians a place; by default this file's. Raises ValueError where the width
     is no multiple of 4.
@@ -45,10 +45,10 @@ def sincos_positions(grid: int, width: int, frequencies: Tensor | None = None) -
         raise ValueError(f"width {width} is no multiple of 4, for sine and cosine of rows and columns")
     if frequencies is None:
         frequencies = 2 * WAVELENGTHS ** -torch.linspace(0, 1, width // 4)
-    angles = torch.arange(grid)[:, None] * frequencies
+    angles = torch.arange(max(grid))[:, None] * frequencies
     along = torch.cat([angles.sin(), angles.cos()], dim=1)
-    rows, columns = along[:, None].expand(grid, grid, -1), along[None].expand(grid, grid, -1)
-    return torch.cat([rows, columns], dim=2).flatten(0, 1)
+    rows, columns = (along[:count] for count in grid)
+    return torch.cat([rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)], dim=2).flatten(0, 1)
 
 
 def spread_positions(positions: Tensor, count: int) -> Tensor:
@@ -56,18 +56,23 @@ def spread_positions(positions: Tensor, count: int) -> Tensor:
     return positions[torch.linspace(0, len(positions) - 1, count).round().long()]
 
 
-def nearness(grid: int, count: int) -> Tensor:
-    """How near `count` tokens, evenly spread over the image, are to a grid's places: (count, grid²).
+def nearness(grid: tuple[int, int], count: int) -> Tensor:
+    """How near `count` tokens, evenly spread over the image, are to a grid's N places: (count, N).
 
-    A square number of them has a grid of its own, others lie along the rows. The values are logits, whose
+    Those that make a grid of the same shape have it, others lie along the rows. The values are logits, whose
     softmax along either side begins as a mix of what is within about a place's width.
     """
-    places = _square(grid)
-    side = math.isqrt(count)
-    own = (_square(side) + 0.5) * grid / side - 0.5 if side**2 == count else spread_positions(places, count)
+    rows, columns = grid
+    places = _places(rows, columns)
+    own_rows = round(math.sqrt(count * rows / columns))
+    own_columns = own_rows * columns / rows
+    if own_rows * own_columns == count and own_columns.is_integer():
+        own = (_places(own_rows, int(own_columns)) + 0.5) * (rows / own_rows) - 0.5
+    else:
+        own = spread_positions(places, count)
     return -torch.cdist(own, places).square() / (2 * REACH**2)
 
 
-def _square(side: int) -> Tensor:
-    """The rows and columns (side², 2) of a square's places."""
-    return torch.cartesian_prod(torch.arange(side), torch.arange(side)).view(-1, 2).float()
+def _places(rows: int, columns: int) -> Tensor:
+    """Row and column (rows * columns, 2) of a grid's places."""
+    return torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(-1, 2).float()

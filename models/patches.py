@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from sizes import Size, grid_of
+
 
 def doublings(patch_size: int) -> int:
     """How often 4 pixels are doubled to a patch; raises ValueError where they never make one."""
@@ -23,10 +25,10 @@ class ConvStem(nn.Module):
     VisionTransformer has its PatchEmbed, and takes the same arguments.
     """
 
-    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_):
+    def __init__(self, img_size: Size, patch_size: int, in_chans: int, embed_dim: int, **_):
         super().__init__()
-        self.grid_size = (img_size // patch_size,) * 2
-        self.num_patches = self.grid_size[0] ** 2
+        self.grid_size = grid_of(img_size, patch_size)
+        self.num_patches = math.prod(self.grid_size)
         halvings = doublings(patch_size)
         channels = embed_dim // 2**halvings
         modules = [nn.Conv2d(in_chans, channels, kernel_size=4, stride=4)]

@@ -19,6 +19,7 @@ from models import open_clip_weights
 from models.encoder import LatentEncoder
 from models.encoder_as_run import AsRunEncoder, build_latent_encoder
 from models.titok import PixelDecoder
+from sizes import Size
 
 DEPTH_ANYTHING_PATCH = 14  # pixels
 
@@ -161,7 +162,7 @@ AS_RUN_HUB = {"clip": {768: ("timm/vit_base_patch16_clip_224.dfn2b", "model.safe
 def build_encoder(
     init: str,
     weights: str | Path | None = None,
-    image_size: int = 256,
+    image_size: Size = 256,
     patch_size: int = 16,
     num_latents: int = 64,
     width: int = 768,
@@ -212,17 +213,23 @@ def load_pretrained(encoder: LatentEncoder, init: str, weights: str | Path | Non
     vit = encoder.vit
     wanted, heads = vit.state_dict(), vit.blocks[0].attn.num_heads
     if not isinstance(encoder, AsRunEncoder):
-        state, loaded = _read_source("encoder", init, weights, wanted, heads)
+        state, loaded = _read_source("encoder", init, weights, wanted, heads, vit.patch_embed.grid_size)
         vit.load_state_dict(state)
         return loaded
 
-    pixels = vit.patch_embed.img_size[0]
+    pixels, grid = vit.patch_embed.img_size, vit.patch_embed.grid_size
     sizes = {"patch_size": vit.patch_embed.patch_size[0], "width": vit.embed_dim, "depth": len(vit.blocks)}
     variant = open_clip_weights.variant(weights) if open_clip_weights.is_named(weights) else None
     with torch.device("meta"):
         exact = LatentEncoder(init, pixels, num_latents=1, heads=heads, variant=variant, **sizes)
     state, loaded = _read_source(
-        "encoder", init, weights, exact.vit.state_dict(), heads, hub=AS_RUN_HUB.get(init, SOURCES[init].hub)
+        "encoder",
+        init,
+        weights,
+        exact.vit.state_dict(),
+        heads,
+        grid,
+        hub=AS_RUN_HUB.get(init, SOURCES[init].hub),
     )
     if init == "depth_anything_v2" and sizes["patch_size"] != DEPTH_ANYTHING_PATCH:
         raise UserError(
@@ -255,7 +262,8 @@ def load_pretrained_decoder(decoder: PixelDecoder, init: str, weights: str | Pat
     wanted = {name: own[own_name] for name, own_name in names.items()}
     wanted["cls_token"], wanted["pos_embed"] = own["class_token"][None, None], own["positions"][None]
     heads = decoder.blocks[0].attn.num_heads
-    state, loaded = _read_source("decoder", init, weights, wanted, heads, unused=("patch_embed.proj.",))
+    unused = ("patch_embed.proj.",)
+    state, loaded = _read_source("decoder", init, weights, wanted, heads, decoder.grid, unused)
     state = {names[name]: tensor.view(own[names[name]].shape) for name, tensor in state.items()}
     decoder.load_state_dict(own | state)
     return loaded._replace(filled=[names[name] for name in loaded.filled])
@@ -267,13 +275,14 @@ def _read_source(
     weights: str | Path | None,
     wanted: dict[str, Tensor],
     heads: int,
+    grid: tuple[int, int],
     unused: tuple[str, ...] = (),
     hub: dict[int, tuple[str, str]] | None = None,
 ) -> tuple[dict[str, Tensor], Loaded]:
     """A tensor of the file for each of `wanted`, by the ViT's names.
 
-    part: what is filled, "encoder" or "decoder", for messages. unused: prefixes of ViT names that it lacks.
-    hub: where the file is fetched from, the source's own by default.
+    part: what is filled, "encoder" or "decoder", for messages. grid: of its positions. unused: prefixes
+    of ViT names that it lacks. hub: where the file is fetched from, the source's own by default.
     """
     source = SOURCES[init]
     width = wanted["cls_token"].shape[-1]
@@ -296,7 +305,7 @@ def _read_source(
             keys[name] = key
         else:
             left_over.append(key)
-    state = {name: _resample(name, file[key].float(), wanted[name]) for name, key in keys.items()}
+    state = {name: _resample(name, file[key].float(), wanted[name], grid) for name, key in keys.items()}
 
     problems = {
         "lacks": sorted(wanted.keys() - keys.keys()),
@@ -315,14 +324,14 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _resample(name: str, tensor: Tensor, like: Tensor) -> Tensor:
-    """Positions on `like`'s grid, a patch kernel of `like`'s size; anything else as it is."""
+def _resample(name: str, tensor: Tensor, like: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Positions on a grid, a patch kernel of `like`'s size; anything else as it is."""
     if name in ("cls_token", "pos_embed"):
         tensor = tensor[(None,) * (like.ndim - tensor.ndim)]  # CLIP's lack the leading axes
     if name == "pos_embed" and tensor.ndim == 3 and len(tensor) == 1:
-        grid, source_grid = (math.isqrt(max(positions.shape[1] - 1, 0)) for positions in (like, tensor))
-        if source_grid > 0 and tensor.shape[1] == 1 + source_grid**2:
-            return resample_abs_pos_embed(tensor, (grid, grid), (source_grid, source_grid))
+        side = math.isqrt(max(tensor.shape[1] - 1, 0))  # the sources saw squares
+        if side > 0 and tensor.shape[1] == 1 + side**2:
+            return resample_abs_pos_embed(tensor, grid, (side, side))
     if name == "patch_embed.proj.weight" and tensor.ndim == 4:
         return resample_patch_embed(tensor, like.shape[2:])
     return tensor

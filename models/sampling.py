@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from errors import UserError
+from models.elastic import ElasticTiTok
 from models.tokenizer import Tokenizer
 
 # The share of tokens masked at u in [0, 1], falling from 1 to 0; u is uniform in training and the share of
@@ -84,28 +85,47 @@ def as_run_plan(schedule: str, steps: int, num_tokens: int) -> list[int]:
 
 def check_order(order: str, tokenizer: Tokenizer, name: str) -> None:
     """Raise UserError where the tokens of the tokenizer called `name` can't be sampled in an order."""
-    if order == "halton" and not tokenizer.is_grid:
+    if order == "coarse_first" and not isinstance(tokenizer, ElasticTiTok):
+        raise UserError(
+            f"sampling.order coarse_first: it is for elastic tokens, and those of {name} ({tokenizer.kind}) "
+            f"carry as much one as another; use confidence"
+        )
+    if order == "halton" and tokenizer.grid is None:
         raise UserError(
             f"sampling.order halton: it is for tokens of a 2D grid, and those of {name} ({tokenizer.kind}) "
             f"have no place in the image; use confidence"
         )
 
 
-def halton_order(num_tokens: int) -> Tensor:
-    """The places 0 … num_tokens-1 of a square grid, read row by row, in an order that spreads evenly.
+def places_in_order(order: str, num_tokens: int, grid: tuple[int, int] | None) -> Tensor | None:
+    """The places of tokens in the order in which they are decided, (num_tokens,); None where confidence says.
 
-    It is that of the Halton points in bases 2 (columns) and 3 (rows) from the first on, each cell at the
-    first point in it (the Halton scheduler of arXiv 2503.17076). Raises ValueError where num_tokens is no
-    square number.
+    grid: rows and columns, for "halton"; a square where that is None.
     """
+    if order == "halton":
+        return halton_order(*(grid or square_of(num_tokens)))
+    return torch.arange(num_tokens) if order == "coarse_first" else None
+
+
+def square_of(num_tokens: int) -> tuple[int, int]:
+    """Rows and columns of as many tokens in a square. Raises ValueError where they make none."""
     side = math.isqrt(num_tokens)
     if side**2 != num_tokens:
         raise ValueError(f"{num_tokens} tokens are no square grid, which the Halton order is for")
+    return side, side
+
+
+def halton_order(rows: int, columns: int) -> Tensor:
+    """The places 0 … rows * columns - 1 of a grid, read row by row, in an order that spreads evenly.
+
+    It is that of the Halton points in bases 2 (columns) and 3 (rows) from the first on, each cell at the
+    first point in it (the Halton scheduler of arXiv 2503.17076).
+    """
     order = {}  # a dict for its order
     point = 1
-    while len(order) < num_tokens:
-        column, row = (int(side * radical_inverse(point, base)) for base in (2, 3))
-        order.setdefault(row * side + column)
+    while len(order) < rows * columns:
+        column = int(columns * radical_inverse(point, 2))
+        order.setdefault(int(rows * radical_inverse(point, 3)) * columns + column)
         point += 1
     return torch.tensor(list(order))
 

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from errors import UserError
 from files import write_whole
 from models import study_checkpoints, titok_original
+from models.elastic import ElasticTiTok
 from models.maskgit import MaskGIT
 from models.maskgit_as_run import MaskGITAsRun
 from models.titok import TiTok
 from models.tokenizer import Tokenizer
 from models.vqgan import VQGAN
 
-TOKENIZERS = {network.kind: network for network in (TiTok, titok_original.TwoStageTiTok, VQGAN)}
+TOKENIZERS = {network.kind: network for network in (TiTok, ElasticTiTok, titok_original.TwoStageTiTok, VQGAN)}
 GENERATORS = {network.kind: network for network in (MaskGIT, MaskGITAsRun)}
 
 LARGEST = {"depth": 1024, "blocks": 1024, "width": 2**14, "channels": 2**14, "image_size": 2**13, "": 2**24}
@@ -61,8 +62,9 @@ def _check_sizes(config: object) -> None:
     for name, value in config.items() if isinstance(config, dict) else ():
         if name not in (CHECKSUM, PROVENANCE, "conditions"):
             most = LARGEST.get(name, LARGEST[""])
-            if isinstance(value, int | float) and not abs(value) <= most:
-                raise ValueError(f"{name} {value} is more than {most:,}")
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, int | float) and not abs(number) <= most:
+                    raise ValueError(f"{name} {number} is more than {most:,}")
             _check_sizes(value)
 
 

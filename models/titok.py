@@ -1,5 +1,7 @@
 """TiTok: an image as K discrete tokens in a 1D sequence (arXiv 2406.07550)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -13,6 +15,7 @@ from models.mimetic import nearness, sincos_positions, spread_positions, start_a
 from models.patches import HEADS
 from models.quantizer import VectorQuantizer
 from models.tokenizer import Tokenizer
+from sizes import Size, as_written, grid_of
 
 
 class TiTok(Tokenizer):
@@ -29,7 +32,7 @@ class TiTok(Tokenizer):
 
     def __init__(
         self,
-        image_size: int = 256,
+        image_size: Size = 256,
         patch_size: int = 16,
         num_tokens: int = 64,
         encoder: dict | None = None,
@@ -45,7 +48,7 @@ class TiTok(Tokenizer):
         super().__init__(image_size, num_tokens, VectorQuantizer(**quantizer))
         self.config = {
             "kind": self.kind,
-            "image_size": image_size,
+            "image_size": as_written(image_size),
             "patch_size": patch_size,
             "num_tokens": num_tokens,
             "encoder": encoder,
@@ -90,7 +93,7 @@ class PixelDecoder(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: Size,
         patch_size: int,
         num_tokens: int,
         token_size: int,
@@ -107,11 +110,12 @@ class PixelDecoder(nn.Module):
         from_scratch = init in FROM_SCRATCH
         norm_eps = 1e-5 if from_scratch else architecture.norm_eps
         pre_norm = from_scratch or architecture.pre_norm
-        self.grid = image_size // patch_size
+        self.grid = grid_of(image_size, patch_size)
+        places = math.prod(self.grid)
         self.from_tokens = nn.Linear(token_size, width)
         self.class_token = nn.Parameter(torch.zeros(width))
         self.mask_token = nn.Parameter(torch.zeros(width))
-        self.positions = nn.Parameter(torch.zeros(1 + self.grid**2, width))
+        self.positions = nn.Parameter(torch.zeros(1 + places, width))
         self.token_positions = nn.Parameter(torch.zeros(num_tokens, width))
         self.norm_pre = nn.LayerNorm(width, eps=norm_eps) if pre_norm else nn.Identity()
         self.blocks = nn.Sequential(
@@ -137,7 +141,7 @@ class PixelDecoder(nn.Module):
                 self.positions[1:] = positions
                 self.token_positions.copy_(spread_positions(positions, num_tokens))
         if mixing:
-            self.mixing = nn.Parameter(nearness(self.grid, num_tokens).T.softmax(dim=1))  # (grid², K)
+            self.mixing = nn.Parameter(nearness(self.grid, num_tokens).T.softmax(dim=1))  # (N, K)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -147,14 +151,15 @@ class PixelDecoder(nn.Module):
     def forward(self, quantized: Tensor) -> Tensor:
         """Quantized latents (B, K, token_size) to images (B, 3, H, W), meant for [0, 1] but not clamped."""
         tokens = self.from_tokens(quantized)
-        grid = repeat(self.mask_token, "d -> n d", n=self.grid**2)
+        places = math.prod(self.grid)
+        grid = repeat(self.mask_token, "d -> n d", n=places)
         grid = torch.cat([self.class_token[None], grid]) + self.positions
         grid = repeat(grid, "n d -> b n d", b=len(tokens))
         if hasattr(self, "mixing"):
             grid = grid + F.pad(self.mixing @ tokens, (0, 0, 1, 0))  # not to the class token
         x = torch.cat([grid, tokens + self.token_positions], dim=1)
-        x = self.norm(self.blocks(self.norm_pre(x)))[:, 1 : 1 + self.grid**2]
-        return self.smooth(self.to_pixels(rearrange(x, "b (h w) d -> b d h w", h=self.grid)))
+        x = self.norm(self.blocks(self.norm_pre(x)))[:, 1 : 1 + places]
+        return self.smooth(self.to_pixels(rearrange(x, "b (h w) d -> b d h w", h=self.grid[0])))
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
         """What a source's weights fill: the ViT, without the tokens' side and the pixels'."""

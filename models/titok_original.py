@@ -18,6 +18,7 @@ from errors import UserError
 from models.encoder import untransposed
 from models.titok import TiTok
 from models.tokenizer import Tokenizer
+from sizes import Size
 
 SIZES = {
     "small": {"width": 512, "depth": 8, "heads": 8},
@@ -38,7 +39,7 @@ class TwoStageTiTok(TiTok):
 
     def __init__(
         self,
-        image_size: int = 256,
+        image_size: Size = 256,
         patch_size: int = 16,
         num_tokens: int = 64,
         encoder: dict | None = None,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.quantizer import Quantized, VectorQuantizer
+from sizes import Size, as_written, height_and_width
 
 
 class Reconstruction(NamedTuple):
@@ -19,15 +20,16 @@ class Tokenizer(nn.Module):
     """Images to K discrete tokens and back.
 
     A subclass has `kind`, `config` (its constructor's arguments, as JSON holds them), `to_latents`,
-    `to_images`, and `last_layer`, the weight that makes the pixels. A tokenizer of a square grid (`is_grid`)
-    reads its rows one after another as its K tokens; otherwise a token has no place in the image.
+    `to_images`, and `last_layer`, the weight that makes the pixels. `image_size` is one number for a square,
+    otherwise height and width. A tokenizer of a `grid`, its rows and columns, reads the rows one after
+    another as its K tokens; where that is None a token has no place in the image.
     """
 
-    is_grid = False
+    grid: tuple[int, int] | None = None
 
-    def __init__(self, image_size: int, num_tokens: int, quantizer: VectorQuantizer):
+    def __init__(self, image_size: Size, num_tokens: int, quantizer: VectorQuantizer):
         super().__init__()
-        self.image_size = image_size
+        self.image_size = as_written(image_size)
         self.num_tokens = num_tokens
         self.quantizer = quantizer
         self.codebook_size = quantizer.codebook_size
@@ -42,10 +44,9 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images float (B, 3, H, W) in [0, 1] to codes int64 (B, K). Raises ValueError on another size."""
-        if images.shape[1:] != (3, self.image_size, self.image_size):
-            raise ValueError(
-                f"images are {tuple(images.shape)}, not (B, 3, {self.image_size}, {self.image_size})"
-            )
+        height, width = height_and_width(self.image_size)
+        if images.shape[1:] != (3, height, width):
+            raise ValueError(f"images are {tuple(images.shape)}, not (B, 3, {height}, {width})")
         return self.quantizer(self.to_latents(images)).codes
 
     @torch.no_grad()

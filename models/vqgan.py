@@ -1,5 +1,7 @@
 """VQGAN: an image as a grid of discrete tokens, by convolutions (arXiv 2012.09841)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 
 from models.quantizer import VectorQuantizer
 from models.tokenizer import Tokenizer
+from sizes import Size, as_written, grid_of
 
 LATENT_CHANNELS = 256  # out of the encoder and into the decoder; 1×1 convolutions lead to and from tokens
 
@@ -17,28 +20,27 @@ class VQGAN(Tokenizer):
     The layout is that of the authors' ImageNet model with f = 16, but for the quantizer and its token size.
     Level i is channels * multipliers[i] wide, with `blocks` residual blocks (one more in the decoder), and
     half the height and width of the level before; attention is at the last level only. K is
-    (image_size / f)², f = 2 ** (len(multipliers) - 1), of which `image_size` is a multiple. `quantizer` holds
+    H / f · W / f, f = 2 ** (len(multipliers) - 1), of which height and width are multiples. `quantizer` holds
     the arguments of VectorQuantizer. Raises ValueError where `channels` is not a multiple of 32.
     """
 
     kind = "vqgan"
-    is_grid = True
 
     def __init__(
         self,
-        image_size: int = 256,
+        image_size: Size = 256,
         channels: int = 128,
         multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
         blocks: int = 2,
         quantizer: dict | None = None,
     ):
         quantizer = quantizer or {}
-        grid = image_size // 2 ** (len(multipliers) - 1)
-        super().__init__(image_size, grid**2, VectorQuantizer(**quantizer))
+        grid = grid_of(image_size, 2 ** (len(multipliers) - 1))
+        super().__init__(image_size, math.prod(grid), VectorQuantizer(**quantizer))
         self.grid = grid
         self.config = {
             "kind": self.kind,
-            "image_size": image_size,
+            "image_size": as_written(image_size),
             "channels": channels,
             "multipliers": list(multipliers),
             "blocks": blocks,
@@ -64,7 +66,7 @@ class VQGAN(Tokenizer):
 
     def to_images(self, quantized: Tensor) -> Tensor:
         """Quantized latents (B, K, token_size) to images (B, 3, H, W), meant for [0, 1], not clamped."""
-        grid = rearrange(quantized, "b (h w) d -> b d h w", h=self.grid)
+        grid = rearrange(quantized, "b (h w) d -> b d h w", h=self.grid[0])
         return (self.decoder(self.from_tokens(grid)) + 1) / 2
 
 

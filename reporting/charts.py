@@ -9,7 +9,9 @@ from comparison.recipes import AS_RUN, label, match, system
 from comparison.runs import Run
 from comparison.study import FIGURES, StudyPoint
 from comparison.tables import Table, build_tables, find_cell
+from metrics.frechet import OTHER_DISTANCES
 from reporting.drawing import Figure, Point, Series, draw_bars, draw_curves, draw_lines, draw_scatter
+from reporting.elastic import elastic_series, length_chart
 
 SMOOTHED_SHARE = 0.04  # of a curve's logged values, over which the mean goes
 # What runs log as train/<name>, val/<name> or both, with its axis.
@@ -53,10 +55,11 @@ def build_charts(runs: list[Run]) -> list[Figure]:
     tokenizers = [run for run in runs if not run.is_generator]
     generators = [run for run in runs if run.is_generator]
     charts = [
-        *_study_charts(tables),
+        *_study_charts(tables, tokenizers),
         *_loss_charts(tokenizers),
         _rfid_gfid_chart(generators, tables),
-        _random_features_chart(runs),
+        *(_other_features_chart(runs, metric) for metric in OTHER_DISTANCES),
+        length_chart(tokenizers),
         *_training_charts("tokenizer", TOKENIZER_CURVES, tokenizers),
         *_training_charts("generator", GENERATOR_CURVES, generators),
     ]
@@ -79,11 +82,13 @@ def smooth(values: Sequence[float], reach: int) -> np.ndarray:
 # --- the study's figures ------------------------------------------------------------------------------------
 
 
-def _study_charts(tables: list[Table]) -> list[Figure]:
-    """Figures 1 to 4: cells of the tables, ours beside the study's."""
+def _study_charts(tables: list[Table], tokenizers: list[Run]) -> list[Figure]:
+    """Figures 1 to 4: cells of the tables, ours beside the study's; in the first, elastic tokenizers too."""
     charts = []
     for name, figure in FIGURES.items():
         series, noted = _beside_the_study(tables, figure.series)
+        if name == "figure_1":
+            series += elastic_series(tokenizers, "rfid", len(figure.series))
         if not any(each.source == "ours" for each in series):
             continue
         if name == "figure_1":
@@ -206,26 +211,27 @@ def _rfid_gfid_chart(generators: list[Run], tables: list[Table]) -> Figure | Non
     return Figure("rfid_gfid", "rFID against gFID", caption + _remark(noted), drawing)
 
 
-def _random_features_chart(runs: list[Run]) -> Figure | None:
-    measured = [run for run in runs if "fd_random" in run.results]
+def _other_features_chart(runs: list[Run], metric: str) -> Figure | None:
+    """Fréchet distances that are not FID: a bar for each run that has this one."""
+    measured = [run for run in runs if metric in run.results]
     series = []
     for look, (name, is_generator) in enumerate((("reconstructions", False), ("generated images", True))):
         points = []
         for run in measured:
             if run.is_generator == is_generator:
-                result = run.results["fd_random"]
+                result = run.results[metric]
                 category = f"{label(run)}, {result['num_images']:,} images"
-                points.append(Point(category, result["value"], run.name, _origin(run, "fd_random")))
+                points.append(Point(category, result["value"], run.name, _origin(run, metric)))
         if points:
             series.append(Series(name, look, points))
     if not series:
         return None
+    network = OTHER_DISTANCES[metric]
     caption = (
-        "Not FID: the features are those of an InceptionV3 with fixed random weights. It compares only with "
-        "others of its kind, on as many images."
+        f"Not FID: the features are those of {network}. It compares only with others of its kind, on as "
     )
-    drawing = draw_bars(series, "fd_random")
-    return Figure("fd_random", "Fréchet distance of random features", caption, drawing)
+    title = f"Fréchet distance of features of {network}"
+    return Figure(metric, title, caption + "many images.", draw_bars(series, metric))
 
 
 # --- what runs logged ---------------------------------------------------------------------------------------

@@ -166,7 +166,9 @@ def draw_bars(series: Sequence[Series], x_label: str) -> alt.LayerChart:
     rows = [
         row | {"x": _wrapped(row["x"]), "slot": f"{row['name']}, {row['source']}"} for row in _rows(series)
     ]
-    return _whole(layers, rows).properties(height=(14 * len(slots) + 8) * len(categories))
+    lines = max(1 + category.count("\n") for category in categories)
+    height = max(14 * len(slots) + 8, 14 * lines + 6)  # of a group, with room for its words
+    return _whole(layers, rows).properties(height=height * len(categories))
 
 
 def draw_curves(series: Sequence[Series], x_label: str, y_label: str, log_y: bool = False) -> alt.LayerChart:

@@ -13,7 +13,7 @@ from comparison.recipes import label
 from comparison.runs import Run
 from reporting.drawing import INK, PAPER, Figure
 from reporting.figure_files import DOTS_AN_INCH, font_of
-from reporting.pictures import INPUTS, Pictures
+from reporting.pictures import Pictures
 
 WIDTH, HEIGHT, LARGEST = 7.0, 9.0, 1.6  # inches, of a grid that fills a page, and of a column
 COLUMNS = 7  # of images side by side
@@ -27,6 +27,7 @@ class System(NamedTuple):
     name: str
     restored: Tensor | None = None
     generated: Tensor | None = None
+    is_input: bool = False  # frames, which others are compared with
 
 
 class Line(NamedTuple):
@@ -108,7 +109,7 @@ def with_inputs(systems: list[System], pictures: Pictures) -> list[System]:
     groups = defaultdict(list)
     for each in systems:
         groups[pictures.input_of.get(each.name) if each.restored is not None else None].append(each)
-    inputs = {name: [System(name, pictures.images[name])] if name else [] for name in groups}
+    inputs = {name: [System(name, pictures.images[name], None, True)] if name else [] for name in groups}
     return [each for name, members in groups.items() for each in inputs[name] + members]
 
 
@@ -117,7 +118,7 @@ def arrange(systems: list[System]) -> list[Line]:
 
     The first is repeated in each line where it is the frames; generated images stand below reconstructions.
     """
-    first, systems = (systems[:1], systems[1:]) if systems[0].name in INPUTS.values() else ([], systems)
+    first, systems = (systems[:1], systems[1:]) if systems[0].is_input else ([], systems)
     num_blocks = math.ceil(len(systems) / (COLUMNS - len(first)))
     per_block = math.ceil(len(systems) / num_blocks)
     lines = []
@@ -147,20 +148,26 @@ def draw_grid(lines: list[Line]) -> Image.Image:
     ]
     row = round(1.25 * font.size)
     above = [row * max((1 + name.count("\n") for name in each), default=0) for each in names]
-    height = sum(above) + sum(heights) * (cell + GAP // 4) + GAP * len(lines)
+    tall = [
+        max(round(cell * images.shape[2] / images.shape[3]) for images in line.columns if images is not None)
+        for line in lines
+    ]
+    steps = [each + GAP // 4 for each in tall]
+    height = sum(above) + sum(map(math.prod, zip(heights, steps))) + GAP * len(lines)
     grid = Image.new("RGB", (columns * (cell + GAP), height), PAPER)
     draw = ImageDraw.Draw(grid)
     top = 0
-    for line, texts, words, count in zip(lines, names, above, heights):
+    for line, texts, words, count, step in zip(lines, names, above, heights, steps):
         top += words
         for place, images in enumerate(line.columns):
             left = place * (cell + GAP)
             if texts:
                 draw.multiline_text((left + cell / 2, top - 4), texts[place], INK, font, "md", align="center")
             for number, image in enumerate([] if images is None else images):
-                picture = to_pil_image((image * 255).round().byte()).resize((cell, cell))
-                grid.paste(picture, (left, top + number * (cell + GAP // 4)))
+                picture = to_pil_image((image * 255).round().byte())
+                picture = picture.resize((cell, round(cell * picture.height / picture.width)))
+                grid.paste(picture, (left, top + number * step))
         if line.columns[0] is None:
             draw.text((cell, top), "generated", INK, font, "ra")
-        top += count * (cell + GAP // 4) + GAP
+        top += count * step + GAP
     return grid

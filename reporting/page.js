@@ -40,6 +40,8 @@ if (compare) {
     stage.querySelector(".input").replaceChildren(copy(find(frame, restored.dataset.input)));
     stage.querySelector(".restored").replaceChildren(copy(restored));
     stage.querySelector(".right").textContent = system;
+    const { width, height } = copy(restored);
+    stage.style.aspectRatio = `${width} / ${height}`;
   };
   for (const radio of compare.querySelectorAll(".frames input")) {
     radio.after(copy(shots.find(({ dataset }) => dataset.frame === radio.value)));

@@ -13,6 +13,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from comparison.recipes import INITS, label
 from reporting.drawing import specification
+from sizes import grid_of, in_words
 
 
 def render_page(**content: object) -> str:
@@ -30,8 +31,9 @@ def render_page(**content: object) -> str:
         "specification": specification,
         "jpeg": jpeg_uri,
         "webp": webp_uri,
+        "in_words": in_words,
     }
-    environment.globals["INITS"] = INITS
+    environment.globals |= {"INITS": INITS, "grid_of": grid_of}
     environment.tests["picture"] = lambda figure: isinstance(figure.drawing, Image.Image)
     vega = Markup(vl_convert.javascript_bundle().replace("</script", "<\\/script"))
     return environment.get_template("page.html").render(vega=vega, **content)

@@ -1,6 +1,7 @@
 """Pictures: the same validation frames through every tokenizer, and what every generator makes."""
 
 from collections import defaultdict
+from fractions import Fraction
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from comparison.runs import Run
 from data.frames import Frame, FrameDataset, list_frames, to_unit_range
 from errors import UserError
 from models.storage import load_tokenizer
+from sizes import Size, height_and_width
 from training.finished import load_with_tokenizer
 
 BATCH = 16  # images at once
@@ -45,11 +47,14 @@ def make_pictures(
     if tokenizers and num_frames > 0:
         try:
             folder, frames = choose_frames(tokenizers[-1], num_frames, native_size(tokenizers))
-            for resize in INPUTS:
-                group = [run for run in tokenizers if run.config.data.resize == resize]
-                of_group = reconstruct(group, folder, frames, device, missing)
-                images |= of_group
-                input_of |= dict.fromkeys(of_group, INPUTS[resize])
+            groups = defaultdict(list)
+            for run in tokenizers:
+                groups[input_name(run)].append(run)
+            for name, group in sorted(groups.items()):
+                inputs, restored = reconstruct(group, folder, frames, device, missing)
+                if restored:
+                    images |= {name: inputs} | restored
+                    input_of |= dict.fromkeys([name, *restored], name)
         except UserError as error:
             missing.append(f"reconstructions: {error}")
     for run in runs:
@@ -61,17 +66,25 @@ def make_pictures(
     return Pictures(frames, images, input_of, generated), missing
 
 
-def native_size(tokenizers: list[Run]) -> int:
-    """The size in pixels, at most, of what tokenizers cut out of frames as they are; 1 if none does so."""
+def input_name(run: Run) -> str:
+    """What frames are called as a tokenizer sees them: how they are cut, and the shape that isn't square."""
+    height, width = height_and_width(run.config.model.image_size)
+    shape = Fraction(width, height)
+    name = INPUTS[run.config.data.resize]
+    return name if shape == 1 else f"{name}, {shape.numerator}:{shape.denominator}"
+
+
+def native_size(tokenizers: list[Run]) -> tuple[int, int]:
+    """Height and width, at most, of what tokenizers cut out of frames as they are; 1 if none does so."""
     native = [run.config for run in tokenizers if run.config.data.resize == "none"]
-    return max([1, *(config.model.image_size for config in native)])
+    return tuple(map(max, zip((1, 1), *(height_and_width(config.model.image_size) for config in native))))
 
 
-def choose_frames(run: Run, num: int, least_size: int = 1) -> tuple[Path, list[Frame]]:
+def choose_frames(run: Run, num: int, least_size: Size = 1) -> tuple[Path, list[Frame]]:
     """`num` of a run's validation frames, or all if there are fewer, and the folder that they are in.
 
-    One of each video comes before a second of any; unreadable ones, and those with a side of fewer than
-    `least_size` pixels, are passed over. Raises UserError where there are none, or none can be used.
+    One of each video comes before a second of any; unreadable ones, and those smaller than
+    `least_size`, are passed over. Raises UserError where there are none, or none can be used.
     """
     data = run.config.data
     folder = Path(data.frames) / "val"
@@ -89,8 +102,8 @@ def choose_frames(run: Run, num: int, least_size: int = 1) -> tuple[Path, list[F
 
 def reconstruct(
     tokenizers: list[Run], folder: Path, frames: list[Frame], device: torch.device, missing: list[str]
-) -> dict[str, Tensor]:
-    """The frames as tokenizers that cut alike see them, by the name in INPUTS, and by each tokenizer's label.
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The frames as tokenizers that cut alike see them, at the largest size, and by each tokenizer's label.
 
     A tokenizer that doesn't load is named in `missing`.
     """
@@ -107,7 +120,7 @@ def reconstruct(
         restored[label(run)] = torch.cat([tokenizer.decode(tokenizer.encode(part)).cpu() for part in parts])
         if images.shape[-1] > inputs.shape[-1]:
             inputs = to_unit_range(images, torch.device("cpu"))
-    return {INPUTS[tokenizers[0].config.data.resize]: inputs} | restored if restored else {}
+    return inputs, restored
 
 
 def generate(run: Run, num: int, seed: int, device: torch.device) -> Tensor:

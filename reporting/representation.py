@@ -22,6 +22,7 @@ from models.pretrained import SOURCES, build_encoder
 from models.storage import load_tokenizer
 from models.tokenizer import Tokenizer
 from reporting.drawing import Figure, draw_panels, over_places, values
+from sizes import height_and_width
 from training.model_sections import TiTokSection
 
 BATCH = 16  # images at once
@@ -86,7 +87,7 @@ def compare_representations(
     missing: list[str] = []
 
     @cache
-    def load_images(size: int, resize: str) -> Tensor:
+    def load_images(size: tuple[int, int], resize: str) -> Tensor:
         dataset = FrameDataset(folder, frames, size, resize)
         return torch.stack([dataset[index][0] for index in range(len(frames))])
 
@@ -103,13 +104,14 @@ def compare_representations(
         except UserError as error:
             missing.append(f"representation of {run.folder}: {error}")
             continue
-        latents, codes = encode(tokenizer, load_images(tokenizer.image_size, run.config.data.resize), device)
+        images = load_images(height_and_width(tokenizer.image_size), run.config.data.resize)
+        latents, codes = encode(tokenizer, images, device)
         features[label(run)] = latents.flatten(1)
         tokens.append(measure_tokens(label(run), run.name, tokenizer, latents, codes, seed))
     for init, run in sources.items():
         model = run.config.model
         try:
-            images = load_images(model.image_size, run.config.data.resize)
+            images = load_images(height_and_width(model.image_size), run.config.data.resize)
             features[f"{INITS[init]} features"] = source_features(model, images, device)
         except UserError as error:
             missing.append(f"features of {init}, for the comparison of representations: {error}")

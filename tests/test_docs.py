@@ -18,7 +18,10 @@ from tests.conftest import ROOT, TINY_GENERATOR, TINY_TOKENIZER, run_script
 from tests.test_extract_frames import run_here
 
 # In the order in which a reader would come to them
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ["frames", "configs", "tokenizers", "generation"])]
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ["frames", "configs", "tokenizers", "tokens", "generation"]),
+]
 PAGES += [f"docs/{name}.md" for name in ["evaluation", "report", "study", "speed", "reliability"]]
 # What takes more than a test's folder has, and the test that runs it
 ELSEWHERE = {
@@ -65,9 +68,13 @@ def folder(tmp_path):
     tiny = tiny.replace("image_size: 32", "image_size: 256").replace("patch_size: 8", "patch_size: 64")
     for name in ("mae_64", "demo_tokenizer"):
         (configs / f"{name}.yaml").write_text(tiny)
+    (configs / "elastic_64.yaml").write_text("base: mae_64.yaml\nmodel: {elastic: true, num_tokens: 64}\n")
+    (configs / "wide_mae_112.yaml").write_text("base: mae_64.yaml\nmodel: {image_size: [128, 192]}\n")
     vqgan = "{kind: vqgan, image_size: 32, channels: 32, multipliers: [1, 1], blocks: 1}"
     (configs / "vqgan.yaml").write_text(f"base: mae_64.yaml\nmodel: {vqgan}\n")
     generator = TINY_GENERATOR.format(frames="frames", runs="runs", tokens="tokens", tokenizer="runs/mae_64")
+    elastic = generator.replace("runs/mae_64", "runs/elastic_64")
+    (configs / "maskgit_elastic_64.yaml").write_text(f"{elastic}sampling: {{order: coarse_first}}\n")
     told = "{conditions: [weather, scene, timeofday], width"
     (configs / "maskgit_mae_64.yaml").write_text(generator.replace("{width", told))
     return tmp_path

@@ -8,7 +8,7 @@ import torch
 import yaml
 from PIL import Image
 
-from data.frames import cut_square, list_frames
+from data.frames import cut, list_frames
 from models import load_generator, load_tokenizer
 from models.maskgit import MaskGIT
 from models.storage import build_tokenizer, fingerprint, save_model
@@ -108,7 +108,7 @@ def assert_is_table(rows, table):
 
 def val_images(folder):
     frames = list_frames(folder / "frames", "val")
-    arrays = [cut_square(Image.open(folder / "frames" / "val" / frame.file_name), 32) for frame in frames]
+    arrays = [cut(Image.open(folder / "frames" / "val" / frame.file_name), 32) for frame in frames]
     return frames, torch.tensor(np.stack(arrays)).permute(0, 3, 1, 2) / 255
 
 

@@ -13,8 +13,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from files import remove_leftovers, write_whole
+from metrics.frechet import OTHER_DISTANCES
 from models.encoder import FROM_SCRATCH
 from models.storage import build_tokenizer, read_provenance
+from sizes import in_words
 from training.finished import FinishedRun, read_run
 
 CARD = """\
@@ -67,11 +69,11 @@ images = tokenizer.decode(codes)  # and back
 {% for each in results %}
 | {{ [each.metric, each.value | exact, each.images, each.frames, each.extractor, each.step] | join(" | ") }} |
 {% endfor %}
-{% if "fd_random" in results | map(attribute="metric") %}
+{% for name, network in other_distances.items() if name in results | map(attribute="metric") %}
 
-`fd_random` is a Fréchet distance of features with fixed random weights. It compares only with other
-`fd_random` values on as many images.
-{% endif %}
+`{{ name }}` is a Fréchet distance of features of {{ network }}. It compares only with
+other `{{ name }}` values on as many images.
+{% endfor %}
 {% endif %}
 {% if validation %}
 
@@ -155,6 +157,7 @@ def write_card(run_folder: str | Path, repo: str | None = None) -> None:
         source=repo or str(PurePath(config["run"]["dir"]) / name),
         size=None if run.is_generator else run.config.model.image_size,
         sampling=config.get("sampling"),
+        other_distances=OTHER_DISTANCES,
         results=[result | {"frames": as_text(result["frames"])} for result in results],
         validation=last_validation(run),
         samples_step=int(samples.stem.removeprefix("step_")) if samples else None,
@@ -191,7 +194,7 @@ def facts_of(run: FinishedRun, config: dict) -> dict[str, str | int]:
     else:
         with torch.device("meta"):
             tokenizer = build_tokenizer(architecture)
-        facts["image size"] = f"{tokenizer.image_size}×{tokenizer.image_size}"
+        facts["image size"] = in_words(tokenizer.image_size)
         facts["tokens"] = tokenizer.num_tokens
         facts["codebook size"] = tokenizer.codebook_size
         init = config["model"].get("encoder", {}).get("init")

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from errors import UserError
+from sizes import as_written, height_and_width
 from training.model_sections import MaskGITSection, TiTokSection, VQGANSection, with_kind
 from training.sections import (
     DataSection,
@@ -40,8 +41,9 @@ class TokenizerConfig(Section):
     def _discriminator_has_pixels(self):
         # what its halvings leave, and its last two convolutions take a pixel of each
         least = 3 * 2**self.discriminator.layers
-        if self.losses.adversarial and self.model.image_size < least:
-            raise ValueError(f"model.image_size {self.model.image_size}: the discriminator needs {least}")
+        size = self.model.image_size
+        if self.losses.adversarial and min(height_and_width(size)) < least:
+            raise ValueError(f"model.image_size {as_written(size)}: the discriminator needs {least}")
         return self
 
     @model_validator(mode="after")

@@ -6,13 +6,23 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from models import open_clip_weights
+from models.elastic import ElasticTiTok
 from models.encoder import FROM_SCRATCH
 from models.encoder_as_run import LOST
 from models.patches import doublings
+from sizes import Size, as_written, height_and_width
 from training.sections import PathText, PositiveFloat, Section, Share, ShareBelow1, Weight, without_repetition
 
-Size = Annotated[int, Field(ge=1, le=16384)]
+Width = Annotated[int, Field(ge=1, le=16384)]
 Depth = Annotated[int, Field(ge=1, le=256)]
+Side = Annotated[int, Field(ge=1, le=4096)]
+
+
+def _square_as_number(size: int | tuple[int, int]) -> int | tuple[int, int]:
+    return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
+
+
+ImageSize = Annotated[Side | tuple[Side, Side], AfterValidator(_square_as_number)]
 
 
 class VitSize(Section):
@@ -98,7 +108,7 @@ class TokenizerSection(Section):
     init_from: PathText | None = (
         None  # a trained tokenizer of this architecture: a run, a model folder, a Hub id
     )
-    image_size: Annotated[int, Field(ge=1, le=4096)] = 256
+    image_size: ImageSize = 256  # a square; [height, width] of anything else
     quantizer: QuantizerSection = QuantizerSection()
 
     def architecture(self) -> dict:
@@ -115,10 +125,14 @@ def with_kind(default: str) -> Callable[[object], object]:
     return lambda section: {"kind": default, **section} if isinstance(section, dict) else section
 
 
-def _check_levels(image_size: int, multipliers: list[int]) -> None:
+def _check_multiple(image_size: Size, factor: int, name: str) -> None:
+    if any(side % factor for side in height_and_width(image_size)):
+        raise ValueError(f"image_size {as_written(image_size)} is no multiple of {name}")
+
+
+def _check_levels(image_size: Size, multipliers: list[int]) -> None:
     factor = 2 ** (len(multipliers) - 1)
-    if image_size % factor:
-        raise ValueError(f"image_size {image_size} is no multiple of {factor}, the downsampling")
+    _check_multiple(image_size, factor, f"{factor}, the downsampling")
 
 
 class TiTokSection(TokenizerSection):
@@ -127,6 +141,7 @@ class TiTokSection(TokenizerSection):
     kind: Literal["titok", "two_stage_titok"] = "titok"
     patch_size: Size = 16
     num_tokens: Annotated[int, Field(ge=1, le=1024)] = 64
+    elastic: bool = False  # one model for every length: an image's first tokens are one, too (models.elastic)
     encoder: EncoderSection = EncoderSection()
     decoder: Annotated[
         VitDecoderSection | ConvDecoderSection, Field(discriminator="kind"), BeforeValidator(with_kind("vit"))
@@ -135,6 +150,8 @@ class TiTokSection(TokenizerSection):
     def architecture(self) -> dict:
         """As TokenizerSection's; an encoder of open_clip's weights has what their config says of it."""
         architecture = super().architecture()
+        if architecture.pop("elastic"):
+            architecture["kind"] = ElasticTiTok.kind
         if open_clip_weights.is_named(self.encoder.weights):
             architecture["encoder"]["variant"] = open_clip_weights.variant(self.encoder.weights)
         return architecture
@@ -146,12 +163,13 @@ class TiTokSection(TokenizerSection):
 
     @model_validator(mode="after")
     def _patches_tile_image(self):
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        _check_multiple(self.image_size, self.patch_size, f"patch_size {self.patch_size}")
         if "conv" in (self.encoder.stem, getattr(self.decoder, "head", None)):
             doublings(self.patch_size)
         if self.kind == "two_stage_titok" and getattr(self.decoder, "head", None) == "conv":
             raise ValueError("decoder.head: a two-stage TiTok has its own")
+        if self.kind == "two_stage_titok" and self.elastic:
+            raise ValueError("elastic: a two-stage TiTok has one length")
         inits = {self.encoder.init, getattr(self.decoder, "init", None)}
         if isinstance(self.decoder, ConvDecoderSection):
             _check_levels(self.image_size, self.decoder.multipliers)

@@ -201,7 +201,8 @@ class SamplingSection(Section):
     randomness: Weight = 4.5
     top_k: Count | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    order: Literal["confidence", "halton"] = "confidence"  # halton is for 2D tokens
+    # halton is for 2D tokens, coarse_first for those of an elastic tokenizer
+    order: Literal["confidence", "halton", "coarse_first"] = "confidence"
     plan: Literal["exact", "as_run"] = "exact"  # as_run: models.sampling.as_run_plan, the study's
     guidance: Weight = 1.0  # of a conditional generator: 0 ignores the conditions
     guidance_schedule: Literal["constant", "linear"] = "constant"

@@ -43,7 +43,7 @@ class TokenCache:
     """The codes of frames by a tokenizer, in a folder under `cache` whose name has a key of both.
 
     `tokenizer` is a run, a model folder or a Hub id; the key is of its weights, the frames' files (see
-    data.frames.content_fingerprint), how they are cut to the image (`resize`, see data.frames.cut_square),
+    data.frames.content_fingerprint), how they are cut to the image (`resize`, see data.frames.cut),
     and of the `precision`. The codes are computed chunk by chunk, each a file, by any number of processes on
     machines that share the folder, and put together when no chunk is missing.
     """
@@ -285,6 +285,9 @@ class TokenDataset(Dataset):
     conditions are dropped come from a random generator fixed by the seed, the pass and the frame. With
     probability `condition_dropout` a sequence has none of its conditions, otherwise each is dropped with
     that probability: the generator learns to do without any of them, and without all, as guidance needs it.
+
+    absent: of an elastic tokenizer, the code of a token that isn't there. Of half of the sequences then only
+    the first tokens are, and the others neither seen nor predicted.
     """
 
     def __init__(
@@ -295,6 +298,7 @@ class TokenDataset(Dataset):
         seed: int,
         flip: bool,
         condition_dropout: float,
+        absent: int | None = None,
     ):
         self.tokens = tokens
         self.conditions = conditions
@@ -302,6 +306,7 @@ class TokenDataset(Dataset):
         self.seed = seed
         self.flip = flip
         self.condition_dropout = condition_dropout
+        self.absent = absent
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -315,9 +320,13 @@ class TokenDataset(Dataset):
         conditions = self.conditions[draw.index]
         dropped = rng.random(1 + len(conditions)) < self.condition_dropout
         conditions = np.where(dropped[0] | dropped[1:], 0, conditions)
-        return TokenBatch(
-            torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(mask), torch.from_numpy(conditions)
-        )
+        codes = codes.astype(np.int64)
+        if self.absent is not None and rng.random() < 0.5:
+            length = rng.integers(1, len(codes) + 1)
+            codes[length:] = self.absent
+            masked = max(1, round(length * masked / len(codes)))
+            mask = np.append(rng.permutation(length) < masked, np.zeros(len(codes) - length, dtype=bool))
+        return TokenBatch(torch.from_numpy(codes), torch.from_numpy(mask), torch.from_numpy(conditions))
 
 
 def condition_values(frames: list[Frame], names: list[str]) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from data.frames import (
     FrameDataset,
     collate_images,
     content_fingerprint,
-    cut_square,
+    cut,
     evaluation_loader,
     frames_fingerprint,
     list_frames,
@@ -66,12 +66,32 @@ def test_image_is_the_centre_square(tmp_path):
     pixels = np.zeros((32, 64, 3), np.uint8)
     pixels[:, 16:48] = 200
     picture = Image.fromarray(pixels)
-    assert cut_square(picture, 32).shape == (32, 32, 3)
-    assert (cut_square(picture, 32) == 200).all()
-    smaller = cut_square(picture, 16)
+    assert cut(picture, 32).shape == (32, 32, 3)
+    assert (cut(picture, 32) == 200).all()
+    smaller = cut(picture, 16)
     assert smaller.shape == (16, 16, 3) and smaller.min() > 180
-    crops = {cut_square(picture, 32, rng=np.random.default_rng(n)).mean() for n in range(20)}
+    crops = {cut(picture, 32, rng=np.random.default_rng(n)).mean() for n in range(20)}
     assert len(crops) > 5
+
+
+@pytest.mark.parametrize(
+    ("picture", "size", "covering"),
+    [
+        ((1280, 720), (256, 448), (455, 256)),
+        ((400, 800), (64, 112), (112, 224)),
+        ((448, 256), (256, 448), None),
+    ],
+)
+def test_a_rectangle_is_the_middle_of_the_smallest_that_covers_it(picture, size, covering):
+    width, height = picture
+    whole = Image.fromarray(np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8))
+    resized = whole.resize(covering, Image.Resampling.BICUBIC) if covering else whole
+    left, top = (resized.width - size[1]) // 2, (resized.height - size[0]) // 2
+    expected = resized.crop((left, top, left + size[1], top + size[0]))
+    assert (cut(whole, size) == np.asarray(expected)).all()
+    drawn = [cut(whole, size, rng=np.random.default_rng(number)) for number in range(5)]
+    assert all(each.shape == (*size, 3) for each in drawn)
+    assert covering is None or len({each.tobytes() for each in drawn}) > 1
 
 
 def test_native_cut_is_what_pil_crops():
@@ -79,16 +99,16 @@ def test_native_cut_is_what_pil_crops():
     picture = Image.fromarray(pixels)
     left, top = (161 - 32) // 2, (90 - 32) // 2
     expected = np.asarray(picture.crop((left, top, left + 32, top + 32)))
-    assert (cut_square(picture, 32, "none") == expected).all()
+    assert (cut(picture, 32, "none") == expected).all()
     windows = np.lib.stride_tricks.sliding_window_view(pixels, (32, 32, 3))[..., 0, :, :, :]
     places = set()
     for number in range(20):
-        cut = cut_square(picture, 32, "none", np.random.default_rng(number))
-        rows, columns = np.nonzero((windows == cut).all(axis=(2, 3, 4)))
+        part = cut(picture, 32, "none", np.random.default_rng(number))
+        rows, columns = np.nonzero((windows == part).all(axis=(2, 3, 4)))
         places.add((*rows, *columns))
     assert len(places) > 10 and all(len(place) == 2 for place in places)
     with pytest.raises(UserError, match="161×90 pixels, less than the 96×96"):
-        cut_square(picture, 96, "none")
+        cut(picture, 96, "none")
 
 
 def test_a_frame_too_small_for_a_native_cut_is_named_and_passed_over(tmp_path):

@@ -13,7 +13,7 @@ RANDOM = ("--feature-extractor", "random-inception", "--workers", 0)
 class Pooled(torch.nn.Module):
     """A stand-in for RandomInceptionFeatures: the means of 2×2 regions. Counts the images it sees."""
 
-    name, dim, is_random = "pooled", 12, True
+    name, dim, suffix = "pooled", 12, "random"
     seen = 0
 
     def forward(self, images):

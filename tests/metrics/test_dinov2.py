@@ -63,7 +63,7 @@ def test_features_equal_timms_on_pillows_images(weights, size):
     assert actual.shape == (3, 48) and extractor.dim == 48
     assert expected.std(dim=0).mean() > 0.01
     assert (actual - expected).abs().max() < 0.05 * expected.std(dim=0).mean()
-    assert extractor.name.startswith("dinov2-vitl14-") and not extractor.is_random
+    assert extractor.name.startswith("dinov2-vitl14-") and not extractor.suffix
 
 
 def test_positions_are_resampled_as_the_authors_do():

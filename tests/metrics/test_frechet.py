@@ -115,7 +115,7 @@ def test_extractors_name_their_weights(inception_file, random_features, tmp_path
     names = {InceptionFeatures(inception_file).name, InceptionFeatures(tmp_path / "other.pth").name}
     assert len(names) == 2 and all(len(name.removeprefix("inception-v3-fid-")) == 8 for name in names)
     assert random_features.name == "random-inception-seed0"
-    assert random_features.is_random and not InceptionFeatures(inception_file).is_random
+    assert random_features.suffix == "random" and not InceptionFeatures(inception_file).suffix
 
 
 def test_inception_weights_that_cannot_be_had(monkeypatch, tmp_path, inception_file):

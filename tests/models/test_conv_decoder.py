@@ -83,7 +83,7 @@ def test_images_are_those_of_the_description(kind):
     options = SIZES[kind]
     decoder = built(options)
     grid = 16 // 2 ** (len(options["multipliers"]) - 1)
-    assert decoder.grid == grid
+    assert decoder.grid == (grid, grid)
     quantized = torch.randn(3, 5, 4)
     wanted = decode(
         quantized, decoder.state_dict(), grid, options["multipliers"], options["blocks"], options["attention"]
@@ -117,7 +117,7 @@ def test_at_full_size_its_grid_is_the_patches():
     with torch.device("meta"):
         decoder = ConvDecoder(256, 64, 16)
         small = ConvDecoder(224, 64, 16, attention=False)
-    assert (decoder.grid, small.grid) == (16, 14)
+    assert (decoder.grid, small.grid) == ((16, 16), (14, 14))
     lowest = 3 * (2 * 512 + 4 * 512 * (512 + 1))  # three attentions' norms, q, k, v and projections
     places = 768 * (16**2 - 14**2)
     count = [sum(each.numel() for each in network.parameters()) for network in (decoder, small)]

@@ -44,7 +44,7 @@ def test_convolutions_see_across_borders():
 
 def test_mixing_begins_with_what_is_near_and_is_nothing_at_zero():
     for grid, count in ((8, 64), (8, 16), (6, 64), (4, 6), (1, 1)):
-        shares = nearness(grid, count).softmax(dim=1)
+        shares = nearness((grid, grid), count).softmax(dim=1)
         assert shares.shape == (count, grid**2) and (shares.amax(dim=1) > 0.24).all()
         rows = shares @ torch.arange(grid).repeat_interleave(grid).float()
         assert (rows.diff() > -1e-4).all() and abs(rows.mean().item() - (grid - 1) / 2) < 0.2

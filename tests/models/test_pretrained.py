@@ -18,6 +18,7 @@ from errors import UserError
 from models.encoder import LatentEncoder
 from models.pretrained import build_encoder, load_pretrained, load_pretrained_decoder
 from models.titok import PixelDecoder
+from sizes import height_and_width
 from tests.models.source_files import (
     CLIP_SIZES,
     DEPTH_HEAD,
@@ -89,6 +90,9 @@ def test_same_features_at_the_source_size(file_of, init, layout):
         ("dino", 256, 16),
         ("dinov2", 256, 16),
         ("depth_anything_v2", 256, 16),
+        ("mae", (128, 224), 16),
+        ("clip", (112, 56), 14),
+        ("dinov2", (70, 126), 14),
     ],
 )
 @torch.no_grad()
@@ -98,7 +102,7 @@ def test_same_features_as_timms_resampled_model(file_of, init, pixels, patch):
     resampled = timm_vit(init, img_size=pixels, patch_size=patch)
     state = checkpoint_filter_fn(original_state(init), resampled)
     resampled.load_state_dict({key: x for key, x in state.items() if not key.startswith("head.")})
-    images = torch.rand(1, 3, pixels, pixels)
+    images = torch.rand(1, 3, *height_and_width(pixels))
     mean, std = (OPENAI if init == "clip" else IMAGENET).view(2, 3, 1, 1)
     expected = resampled.forward_features((images - mean) / std)
     assert relative_error(encoder.forward_features(images), expected) < 1e-5

@@ -17,6 +17,7 @@ from models.sampling import (
     check_order,
     halton_order,
     keep_likeliest,
+    square_of,
 )
 from models.titok import TiTok
 from models.vqgan import VQGAN
@@ -86,28 +87,38 @@ def test_equally_likely_codes_stay_together():
     assert keep_likeliest(logits, None, 0.69).isfinite().tolist() == [True, True, True, True, False]
 
 
-@pytest.mark.parametrize("side", [1, 2, 4, 9, 12, 16, 32])
-def test_halton_order_is_scipys(side):
+@pytest.mark.parametrize(
+    "grid", [*((side, side) for side in (1, 2, 4, 9, 12, 16, 32)), (16, 28), (5, 2), (1, 7)]
+)
+def test_halton_order_is_scipys(grid):
     """Halton's points from the second on, each cell where it first occurs: every cell once."""
-    points = stats.qmc.Halton(d=2, scramble=False).random(8 * side**2 + 8)[1:]
-    column, row = np.floor(points * side + 1e-9).astype(int).T
-    cells, first = np.unique(row * side + column, return_index=True)
-    assert list(cells) == list(range(side**2))
-    assert halton_order(side**2).tolist() == cells[first.argsort()].tolist()
+    rows, columns = grid
+    points = stats.qmc.Halton(d=2, scramble=False).random(16 * max(grid) ** 2 + 8)[1:]
+    column, row = np.floor(points * (columns, rows) + 1e-9).astype(int).T
+    cells, first = np.unique(row * columns + column, return_index=True)
+    assert list(cells) == list(range(rows * columns))
+    assert halton_order(*grid).tolist() == cells[first.argsort()].tolist()
 
 
 def test_halton_order_by_hand():
     """(1/2, 1/3), (1/4, 2/3), (3/4, 1/9), (1/8, 4/9), (5/8, 7/9), (3/8, 2/9) on a grid of 4 × 4."""
-    assert halton_order(16)[:6].tolist() == [1 * 4 + 2, 2 * 4 + 1, 0 * 4 + 3, 1 * 4 + 0, 3 * 4 + 2, 0 * 4 + 1]
+    assert halton_order(4, 4)[:6].tolist() == [
+        1 * 4 + 2,
+        2 * 4 + 1,
+        0 * 4 + 3,
+        1 * 4 + 0,
+        3 * 4 + 2,
+        0 * 4 + 1,
+    ]
 
 
 def test_halton_order_is_even():
     """Six places after one another lie one in each of 2 × 3 parts; a quarter of all is near everything."""
-    order = halton_order(144)
+    order = halton_order(12, 12)
     for start in range(0, 12):
         row, column = order[start : start + 6] // 12, order[start : start + 6] % 12
         assert len({(int(r) // 4, int(c) // 6) for r, c in zip(row, column)}) == 6
-    quarter = np.stack(np.divmod(halton_order(256)[:64].numpy(), 16), axis=1)
+    quarter = np.stack(np.divmod(halton_order(16, 16)[:64].numpy(), 16), axis=1)
     everything = np.stack(np.divmod(np.arange(256), 16), axis=1)
     distance = np.abs(everything[:, None] - quarter).max(axis=-1).min(axis=1)
     assert distance.max() <= 2  # the best that 64 of 256 can do is 1, of the first four rows 12
@@ -115,7 +126,7 @@ def test_halton_order_is_even():
 
 def test_halton_order_is_for_grids():
     with pytest.raises(ValueError, match="12 tokens are no square grid"):
-        halton_order(12)
+        square_of(12)
     small = {"width": 16, "depth": 1, "heads": 1}
     titok = TiTok(image_size=32, patch_size=16, num_tokens=16, encoder=small, decoder=small)
     vqgan = VQGAN(image_size=16, channels=32, multipliers=(1, 1), blocks=1)

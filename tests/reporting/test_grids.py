@@ -35,7 +35,7 @@ def found(grid):
 
 def test_every_system_is_under_its_name():
     """Nine systems, more than stand side by side, of two images each."""
-    systems = [System("input", images_of(20, 21))]
+    systems = [System("input", images_of(20, 21), is_input=True)]
     systems += [System(f"system {number}", images_of(2 * number, 2 * number + 1)) for number in range(9)]
     lines = arrange(systems)
     assert [line.names for line in lines] == [

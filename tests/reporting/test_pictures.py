@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from comparison.runs import read_runs
-from data.frames import cut_square
+from data.frames import cut
 from models.maskgit import MaskGIT
 from models.storage import build_tokenizer, fingerprint, load_generator, load_tokenizer, save_model
 from reporting.pictures import BATCH, choose_frames, make_pictures
@@ -48,7 +48,7 @@ def test_reconstructions_are_the_tokenizers(root, frames):
     for name, size in {"large": 32, "small": 24}.items():
         tokenizer = load_tokenizer(root / name)
         for place, frame in enumerate(pictures.frames):
-            pixels = torch.from_numpy(cut_square(Image.open(frames / "val" / frame.file_name), size).copy())
+            pixels = torch.from_numpy(cut(Image.open(frames / "val" / frame.file_name), size).copy())
             image = pixels.permute(2, 0, 1)[None] / 255
             restored = tokenizer.decode(tokenizer.encode(image))[0]
             torch.testing.assert_close(pictures.images[f"TiTok-4 ({name})"][place], restored)

@@ -28,16 +28,17 @@ class Row(NamedTuple):
     pictures: list[Image.Image]
 
 
-def draw_table(columns: list[str], rows: list[Row]) -> Image.Image:
-    """Rows of pictures, pixel for pixel, under the columns' names; below them what tokens' colours mean."""
+def draw_table(columns: list[str], rows: list[Row], key: bool = True) -> Image.Image:
+    """Rows of pictures, pixel for pixel, under the columns' names; below, what tokens' colours mean."""
     by_column = list(zip(*(row.pictures for row in rows), strict=True))
     widths = [
         max(text_width(name), *(picture.width for picture in pictures))
         for name, pictures in zip(columns, by_column, strict=True)
     ]
     heights = [GAP // 2 + LINE + max(picture.height for picture in row.pictures) + GAP for row in rows]
-    key = sum(LINE + text_width(name) + GAP for name in TOKEN_COLOURS)
-    width = max(sum(widths) + GAP * (len(widths) - 1), key, *(text_width(row.caption) for row in rows))
+    colours = TOKEN_COLOURS if key else {}
+    of_key = sum(LINE + text_width(name) + GAP for name in colours)
+    width = max(sum(widths) + GAP * (len(widths) - 1), of_key, *(text_width(row.caption) for row in rows))
     table = Image.new("RGB", (width + 2 * GAP, sum(heights) + 2 * LINE + 2 * GAP), "white")
     draw = ImageDraw.Draw(table)
     lefts = [GAP + sum(widths[:place]) + GAP * place for place in range(len(widths))]
@@ -50,7 +51,7 @@ def draw_table(columns: list[str], rows: list[Row]) -> Image.Image:
             table.paste(picture, (left, top + GAP // 2 + LINE))
         top += height
     left = GAP
-    for name, colour in TOKEN_COLOURS.items():
+    for name, colour in colours.items():
         draw.rectangle([left, top + 2, left + 9, top + 11], colour)
         draw.text((left + LINE, top), name, "black", FONT)
         left += LINE + text_width(name) + GAP
@@ -62,14 +63,14 @@ def text_width(text: str) -> int:
     return math.ceil(FONT.getlength(text))
 
 
-def with_tokens(picture: Image.Image, states: Tensor, is_grid: bool) -> Image.Image:
+def with_tokens(picture: Image.Image, states: Tensor, grid: tuple[int, int] | None) -> Image.Image:
     """A picture above its tokens: int (K,), each GIVEN, FILLED or UNKNOWN.
 
     The tokens of a grid are drawn as one, at most half as wide as the picture, others in a line.
     """
-    cells = states.reshape(math.isqrt(len(states)), -1) if is_grid else states[None]
-    width = max(1, picture.width // (2 * len(cells) if is_grid else len(states)))
-    height = width if is_grid else GAP
+    cells = states.reshape(grid or (1, -1))
+    width = max(1, picture.width // (2 * cells.shape[1] if grid else len(states)))
+    height = width if grid else GAP
     colours = np.array([*TOKEN_COLOURS.values()], dtype=np.uint8)[cells.cpu()]
     tokens = Image.fromarray(colours.repeat(height, axis=0).repeat(width, axis=1))
     top = picture.height + GAP // 2

@@ -1,12 +1,12 @@
-"""reporting.picture_table: pictures with their tokens, in a table with words."""
+"""generation.picture_table: pictures with their tokens, in a table with words."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from generation.picture_table import TOKEN_COLOURS, Row, draw_table, heat_map, outlined, with_tokens
 from models.editing import Box
-from reporting.picture_table import TOKEN_COLOURS, Row, draw_table, heat_map, outlined, with_tokens
 
 
 def tokens_below(picture, height):
@@ -22,7 +22,7 @@ def tokens_below(picture, height):
 def test_tokens_in_a_line(size, each):
     """Equally wide, a pixel at least, in their order."""
     tokens = torch.tensor([0, 1, 2, 0, 1, 2, 2, 1])
-    states = tokens_below(with_tokens(Image.new("RGB", (size, size)), tokens, is_grid=False), size)
+    states = tokens_below(with_tokens(Image.new("RGB", (size, size)), tokens, grid=None), size)
     shown = states[(states >= 0).any(axis=1)]
     assert (shown == shown[0]).all()
     assert shown[0][shown[0] >= 0].tolist() == np.repeat(tokens.numpy(), each).tolist()
@@ -31,7 +31,7 @@ def test_tokens_in_a_line(size, each):
 def test_tokens_in_a_grid():
     """Row by row, as the tokens are read."""
     tokens = torch.tensor([0, 1, 2, 2, 1, 0, 1, 1, 2])
-    states = tokens_below(with_tokens(Image.new("RGB", (36, 36)), tokens, is_grid=True), 36)
+    states = tokens_below(with_tokens(Image.new("RGB", (36, 36)), tokens, grid=(3, 3)), 36)
     rows, columns = np.nonzero(states >= 0)
     shown = states[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     assert np.array_equal(shown, np.kron(tokens.reshape(3, 3), np.ones((6, 6))))

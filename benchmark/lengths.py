@@ -1,0 +1,194 @@
+"""Tokens of any length and of the whole frame, beside models trained for one length and one shape.
+
+    python -m benchmark.lengths --frames FRAMES --out OUT
+
+trains small networks for equal steps and writes OUT/lengths.md and OUT/lengths.json, which
+docs/tokens.md shows. What is finished is not done again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+import yaml
+
+from data.frames import FrameDataset, collate_images, list_frames, to_unit_range
+from errors import command
+from metrics.similarity import psnr
+from models.storage import load_tokenizer
+from options import number
+from training.finished import read_run
+
+ROOT = Path(__file__).parents[1]
+LENGTHS = (8, 16, 32, 64)
+HEIGHT = 128  # pixels
+BATCH = 16
+SMALL = {"width": 128, "heads": 4, "init": "mimetic"}
+# The demo's recipe, without its mixing: an elastic tokenizer's first tokens have no place in the image
+CONFIG = {
+    "data": {"workers": 0},
+    "model": {
+        "image_size": HEIGHT,
+        "encoder": {**SMALL, "depth": 2, "stem": "conv"},
+        "decoder": {**SMALL, "depth": 2, "head": "conv"},
+        "quantizer": {"codebook_size": 1024},
+    },
+    "losses": {
+        **{"codebook": 0.0625, "commitment": 0.015, "entropy": 0.00125},
+        **{"lpips": 0, "convnext": 0, "adversarial": 0},
+    },
+    "training": {
+        **{"global_batch_size": 8, "device_batch_size": 8, "learning_rate": 1.0e-3, "warmup_steps": 60},
+        **{"schedule": "cosine", "ema_decay": 0.99, "log_every": 50},
+    },
+}
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", type=Path, required=True, help="folder of frames of any size and shape")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=number(1), default=800)
+    parser.add_argument("--seeds", type=number(0), nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--wide", type=number(HEIGHT, 4096), default=224, help="pixels of the whole frame's width"
+    )
+    arguments = parser.parse_args()
+    results = [one_seed(arguments, seed) for seed in arguments.seeds]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "lengths.json").write_text(json.dumps(results, indent=2) + "\n")
+    text = as_markdown(results, arguments)
+    (arguments.out / "lengths.md").write_text(text)
+    print(text)
+
+
+def one_seed(arguments: argparse.Namespace, seed: int) -> dict:
+    """Train and measure every model of a seed."""
+    alone = {
+        length: train(arguments, f"titok_{length}_seed{seed}", seed, {"num_tokens": length})
+        for length in LENGTHS
+    }
+    longest = LENGTHS[-1]
+    elastic = train(arguments, f"elastic_seed{seed}", seed, {"num_tokens": longest, "elastic": True})
+    asked = [word for length in LENGTHS[:-1] for word in ("--num-tokens", str(length))]
+    for run in alone.values():
+        evaluate(run, "--psnr")
+    evaluate(elastic, "--psnr", *asked)
+    evaluate(elastic, "--adaptive")
+    adaptive = read_run(elastic).folder / "eval" / "adaptive.json"
+    shape = [HEIGHT, arguments.wide]
+    tokens = round(longest * arguments.wide / HEIGHT)
+    wide = train(arguments, f"wide_seed{seed}", seed, {"num_tokens": tokens, "image_size": shape})
+    square = alone[longest]
+    return {
+        "seed": seed,
+        "alone": {length: value_of(run, "psnr")["value"] for length, run in alone.items()},
+        "elastic": {int(key): value for key, value in value_of(elastic, "psnr")["by_num_tokens"].items()},
+        "adaptive": json.loads(adaptive.read_text())["budgets"],
+        "seconds": {
+            "alone": seconds_of(square, arguments.steps),
+            "elastic": seconds_of(elastic, arguments.steps),
+        },
+        "square_on_middle": middle_psnr(square, arguments.frames),
+        "wide_on_middle": middle_psnr(wide, arguments.frames),
+        "wide_tokens": tokens,
+    }
+
+
+def train(arguments: argparse.Namespace, name: str, seed: int, model: dict) -> Path:
+    """The run of a model of so many steps, trained unless it is."""
+    config = {
+        **CONFIG,
+        "run": {"name": name, "dir": str(arguments.out / "runs"), "seed": seed, "tracker": "none"},
+    }
+    config["data"] = CONFIG["data"] | {"frames": str(arguments.frames)}
+    config["model"] = CONFIG["model"] | model
+    steps = {
+        "max_steps": arguments.steps,
+        "validate_every": arguments.steps,
+        "checkpoint_every": arguments.steps,
+    }
+    config["training"] = CONFIG["training"] | steps
+    path = arguments.out / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config))
+    run = arguments.out / "runs" / name
+    if not (run / "model" / "config.json").exists():
+        perform("train_tokenizer.py", "--config", str(path))
+    return run
+
+
+def evaluate(run: Path, *options: str) -> None:
+    """Measure a run over its validation frames."""
+    perform("evaluate.py", "--run", str(run), *options, "--workers", "0")
+
+
+def perform(script: str, *options: str) -> None:
+    """Run a script to its end."""
+    subprocess.run([sys.executable, str(ROOT / script), *options], check=True)
+
+
+def value_of(run: Path, metric: str) -> dict:
+    """A result of evaluate.py."""
+    return json.loads((run / "eval" / f"{metric}.json").read_text())
+
+
+def seconds_of(run: Path, steps: int) -> float:
+    """The median seconds of a step, by what the run logged."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = sorted(line["train/images_per_second"] for line in lines if "train/images_per_second" in line)
+    return CONFIG["training"]["global_batch_size"] / rates[len(rates) // 2]
+
+
+@torch.inference_mode()
+def middle_psnr(run: Path, frames: Path) -> float:
+    """Mean PSNR in dB over the validation frames of a model's middle square, which every shape sees."""
+    tokenizer = load_tokenizer(run)
+    listed = list_frames(frames, "val")
+    dataset = FrameDataset(frames / "val", listed, tokenizer.image_size)
+    values = []
+    for start in range(0, len(listed), BATCH):
+        batch = collate_images([dataset[place] for place in range(start, min(start + BATCH, len(listed)))])
+        images = to_unit_range(batch.images, torch.device("cpu"))
+        restored = tokenizer.decode(tokenizer.encode(images))
+        left = (images.shape[3] - HEIGHT) // 2
+        values.append(psnr(restored[..., left : left + HEIGHT], images[..., left : left + HEIGHT]))
+    return torch.cat(values).mean().item()
+
+
+def as_markdown(results: list[dict], arguments: argparse.Namespace) -> str:
+    """The tables, each value a mean over the seeds with its deviation."""
+    lines = ["| tokens | trained for that length | one elastic model | difference |", "|---:|---:|---:|---:|"]
+    for length in LENGTHS:
+        alone, elastic = ([result[kind][length] for result in results] for kind in ("alone", "elastic"))
+        gains = [one - other for one, other in zip(elastic, alone)]
+        lines.append(f"| {length} | {over_seeds(alone)} | {over_seeds(elastic)} | {over_seeds(gains)} |")
+    cost = [result["seconds"]["elastic"] / result["seconds"]["alone"] for result in results]
+    lines += [
+        "",
+        f"PSNR in dB, {arguments.steps} steps each. A step of the elastic model takes {over_seeds(cost)}",
+    ]
+    lines += ["times one of the model of 64 tokens.", ""]
+    lines += ["| tokens on average | as many for each frame | each what it needs |", "|---:|---:|---:|"]
+    for rows in zip(*(result["adaptive"] for result in results)):
+        fixed, chosen = ([row[key] for row in rows] for key in ("psnr_of_one_length", "psnr"))
+        lines.append(f"| {rows[0]['at_most']:g} | {over_seeds(fixed)} | {over_seeds(chosen)} |")
+    square, wide = ([result[f"{kind}_on_middle"] for result in results] for kind in ("square", "wide"))
+    lines += ["", "| pixels | tokens | PSNR of the middle square |", "|---|---:|---:|"]
+    lines.append(f"| {HEIGHT}×{HEIGHT} | {LENGTHS[-1]} | {over_seeds(square)} |")
+    lines.append(f"| {arguments.wide}×{HEIGHT} | {results[0]['wide_tokens']} | {over_seeds(wide)} |")
+    return "\n".join(lines) + "\n"
+
+
+def over_seeds(values: list[float]) -> str:
+    """Their mean, and where there are several their sample standard deviation."""
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()

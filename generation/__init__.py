@@ -1,0 +1,1 @@
+"""What generate.py makes with: a run's sampler, a file for each mode, and tables of pictures."""

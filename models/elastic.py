@@ -1,0 +1,159 @@
+"""One TiTok for every length: the first k tokens of an image are an image of their own, for each k."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.titok import TiTok
+from models.tokenizer import Reconstruction
+
+
+class ElasticTiTok(TiTok):
+    """A TiTok that is trained on the first tokens of each image alone, so that these carry the most.
+
+    Training keeps a random number of an image's first tokens (tail dropping: One-D-Piece, arXiv 2501.10064,
+    section 3.1; nested dropout: FlexTok, arXiv 2502.13967, section 3.2). In the place of a dropped token
+    stands a learned vector, the place's own. An absent token's code is `codebook_size`, which is what a
+    generator takes for a masked one.
+    """
+
+    kind = "elastic_titok"
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.absent = nn.Parameter(torch.zeros(self.num_tokens, self.quantizer.token_size))
+
+    def forward(
+        self,
+        images: Tensor,
+        with_entropy: bool = False,
+        entropy_images: int | None = None,
+        lengths: Tensor | None = None,
+    ) -> Reconstruction:
+        """As Tokenizer's; of each image's tokens the first `lengths` int64 (B,) are kept, by default all."""
+        quantized = self.quantizer(self.to_latents(images), with_entropy, entropy_images)
+        kept = quantized.quantized
+        if lengths is not None:
+            kept = torch.where(first_tokens(lengths, self.num_tokens)[..., None], kept, self.absent)
+        return Reconstruction(self.to_images(kept), quantized)
+
+    def encode(
+        self,
+        images: Tensor,
+        num_tokens: int | None = None,
+        target_psnr: float | None = None,
+        mean_tokens: float | None = None,
+    ) -> Tensor:
+        """Images float (B, 3, H, W) in [0, 1] to codes int64 (B, K), or of one of three shorter kinds.
+
+        num_tokens: the first of them, (B, num_tokens). target_psnr: as few of each image's as give it that
+        PSNR in dB, found by bisection, or all where they don't; mean_tokens: so many on average over the
+        images, each with the number that makes their mean PSNR best (best_lengths). Of these the absent ones
+        hold `codebook_size`. Raises ValueError on images of another size, and where there are not so many.
+        """
+        codes = super().encode(images)
+        for count in (num_tokens, mean_tokens):
+            if count is not None and not 1 <= count <= self.num_tokens:
+                raise ValueError(f"{count} tokens: an image has 1 to {self.num_tokens}")
+        if num_tokens is not None:
+            return codes[:, :num_tokens]
+        if target_psnr is not None:
+            return self.shorten(codes, self._lengths_for(images, codes, target_psnr))
+        if mean_tokens is not None:
+            lengths = some_lengths(self.num_tokens)
+            errors = [squared_error(self.decode(codes[:, :each]), images) for each in lengths]
+            values = -10 * torch.stack(errors, dim=1).clamp_min(1e-10).log10()  # PSNR
+            best = best_lengths(values.cpu().numpy(), lengths, mean_tokens)
+            return self.shorten(codes, torch.from_numpy(best).to(codes.device))
+        return codes
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes int64 (B, k) of the first tokens, 1 ≤ k ≤ K, to images float (B, 3, H, W) in [0, 1].
+
+        What comes behind an image's last token changes nothing. Raises ValueError on another k.
+        """
+        if codes.ndim != 2 or not 1 <= codes.shape[1] <= self.num_tokens:
+            raise ValueError(f"codes are {tuple(codes.shape)}, not (B, 1 to {self.num_tokens})")
+        is_there = (codes < self.codebook_size)[..., None]
+        known = self.quantizer.lookup(codes.clamp(max=self.codebook_size - 1))
+        tokens = torch.where(is_there, known, self.absent[: codes.shape[1]])
+        missing = self.absent[codes.shape[1] :].expand(len(codes), -1, -1)
+        return self.to_images(torch.cat([tokens, missing], dim=1)).float().clamp(0, 1)
+
+    def shorten(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        """Codes int64 (B, K), those behind the first `lengths` (B,) absent."""
+        return codes.masked_fill(~first_tokens(lengths, codes.shape[1]), self.codebook_size)
+
+    def _lengths_for(self, images: Tensor, codes: Tensor, target_psnr: float) -> Tensor:
+        """The lengths (B,) at which, by bisection, images begin to reach a PSNR; K where they never do."""
+        target = 10 ** (-target_psnr / 10)
+        short = torch.zeros(len(codes), dtype=torch.int64, device=codes.device)
+        enough = torch.full_like(short, self.num_tokens)
+        for _ in range(self.num_tokens.bit_length()):
+            middle = ((short + enough) // 2).clamp(min=1)
+            reached = squared_error(self.decode(self.shorten(codes, middle)), images) <= target
+            short, enough = short.where(reached, middle), middle.where(reached, enough)
+        return enough
+
+
+def first_tokens(lengths: Tensor, num_tokens: int) -> Tensor:
+    """bool (B, num_tokens): the first `lengths` int64 (B,) of each."""
+    return torch.arange(num_tokens, device=lengths.device) < lengths[:, None]
+
+
+def draw_lengths(num_tokens: int, seed: int, step: int, indices: Tensor) -> Tensor:
+    """How many tokens of each training image are kept at a step: int64 (B,), from (seed, step, index) alone.
+
+    Half of the images keep all tokens; the others a power of two, each as likely as another.
+    """
+    *shorter, whole = doubled_lengths(num_tokens)
+    lengths = []
+    for index in indices.tolist():
+        rng = np.random.default_rng([seed, step, index])
+        lengths.append(whole if not shorter or rng.random() < 0.5 else shorter[rng.integers(len(shorter))])
+    return torch.tensor(lengths)
+
+
+def doubled_lengths(num_tokens: int) -> list[int]:
+    """1, 2, 4, … and all tokens."""
+    return [2**power for power in range((num_tokens - 1).bit_length())] + [num_tokens]
+
+
+def some_lengths(num_tokens: int, count: int = 16) -> list[int]:
+    """At most `count` lengths, evenly spaced, the last of them all tokens."""
+    return sorted({-(-num_tokens * part // count) for part in range(1, count + 1)})
+
+
+def best_lengths(values: np.ndarray, lengths: list[int], mean_tokens: float) -> np.ndarray:
+    """The length of each of N images, int64 (N,), that makes the mean of their values largest.
+
+    values: (N, L), of each image at each of `lengths`, which rise. The mean length is at most `mean_tokens`,
+    or the shortest. All images start with the shortest; then the steps of their values' concave hulls are
+    taken, the steepest of all first, as far as there are tokens for them.
+    """
+    chosen = np.zeros(len(values), dtype=np.int64)
+    steps = []
+    for image, row in enumerate(values):
+        place = 0
+        while place < len(lengths) - 1:
+            slopes = (row[place + 1 :] - row[place]) / (np.array(lengths[place + 1 :]) - lengths[place])
+            ahead = place + 1 + int(slopes.argmax())
+            if slopes.max() <= 0:
+                break
+            steps.append((-slopes.max(), image, place, ahead))
+            place = ahead
+    left = mean_tokens * len(values) - lengths[0] * len(values)
+    closed = set()  # images whose next step was too long; what would follow it needs it
+    for _, image, place, ahead in sorted(steps):
+        cost = lengths[ahead] - lengths[place]
+        if image in closed or cost > left:
+            closed.add(image)
+            continue
+        chosen[image], left = ahead, left - cost
+    return np.array(lengths)[chosen]
+
+
+def squared_error(images: Tensor, originals: Tensor) -> Tensor:
+    """The mean squared error, float64 (B,), of images (B, 3, H, W)."""
+    return (images - originals).double().square().mean(dim=(1, 2, 3))
