@@ -78,16 +78,14 @@ clips: $(ENV)/installed
 	$(PY) -m demo.render_clips --out "$(OUT)"
 endif
 
-# The real FID where its weights can be had; otherwise the distance of other features, under its own name.
-MEASURE = $(PY) evaluate.py --run "$(OUT)/runs/$(1)" $(2) $(3) || \
-    $(PY) evaluate.py --run "$(OUT)/runs/$(1)" $(2) --feature-extractor efficientnet-lite0
+MEASURE = $(PY) evaluate.py --runs "$(OUT)/runs" --rfid --gfid
 
 demo: clips
 	$(PY) extract_frames.py $(SOURCE) $(if $(LABELS),--labels "$(LABELS)") --out "$(OUT)/frames" --short-side 128
 	$(LAUNCH) train_tokenizer.py --config configs/demo_tokenizer$(GPU).yaml $(IN_OUT)
 	$(LAUNCH) train_maskgit.py --config configs/demo_maskgit$(GPU).yaml $(IN_OUT) \
 	    --set "tokenizer=$(OUT)/runs/demo_tokenizer" --set "data.tokens=$(OUT)/tokens"
-	$(call MEASURE,demo_tokenizer,--rfid,--psnr --ssim --codebook --borders)
-	$(call MEASURE,demo_maskgit,--gfid,--borders)
+	# The real FID where its weights can be had; otherwise the distance of other features, under its own name.
+	$(MEASURE) --psnr --ssim --codebook --borders || $(MEASURE) --feature-extractor efficientnet-lite0
 	$(PY) generate.py --run "$(OUT)/runs/demo_maskgit" --num 64 --out "$(OUT)/samples"
 	$(PY) report.py --runs "$(OUT)/runs" --out "$(OUT)/report"

@@ -13,6 +13,7 @@ import metrics.dinov2
 import metrics.features
 import metrics.inception
 from metrics.borders import BorderSteps, border_ratio
+from metrics.efficientnet import EfficientNetFeatures
 from metrics.frechet import frechet_distance
 from metrics.inception import RandomInceptionFeatures
 from metrics.similarity import psnr
@@ -240,6 +241,23 @@ def test_fd_dinov2_stands_beside_the_others(workplace, pooled, monkeypatch):
     assert record["value"] == pytest.approx(frechet_distance(made, real), rel=1e-3)
     assert record["feature_extractor"] == extractor.name
     assert result(run, "fd_random")["feature_extractor"] == "pooled"
+
+
+def test_other_features_have_a_name_of_their_own(workplace):
+    run = workplace / "runs" / "tok"
+    other = ("--feature-extractor", "efficientnet-lite0", "--workers", 0)
+    printed = evaluate(run, "--rfid", "--kid", "--isc", *other, fails=True)
+    assert "--isc: efficientnet-lite0 knows no classes" in printed
+    assert {path.stem for path in (run / "eval").glob("*.json")} >= {
+        "fd_efficientnet_lite0",
+        "kid_efficientnet_lite0",
+    }
+    assert not (run / "eval" / "rfid.json").exists()
+    tokenizer, images, extractor = load_tokenizer(run), real_images(workplace), EfficientNetFeatures()
+    real, made = (extractor(each) for each in (images, tokenizer.decode(tokenizer.encode(images))))
+    record = result(run, "fd_efficientnet_lite0")
+    assert record["value"] == pytest.approx(frechet_distance(made, real), rel=1e-3)
+    assert record["feature_extractor"] == extractor.name
 
 
 def test_what_cannot_be_had_keeps_no_other_result(workplace, pooled, tmp_path):
