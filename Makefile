@@ -78,6 +78,7 @@ clips: $(ENV)/installed
 	$(PY) -m demo.render_clips --out "$(OUT)"
 endif
 
+# The real FID where its weights can be had; otherwise the distance of other features, under its own name.
 MEASURE = $(PY) evaluate.py --runs "$(OUT)/runs" --rfid --gfid
 
 demo: clips
@@ -85,7 +86,6 @@ demo: clips
 	$(LAUNCH) train_tokenizer.py --config configs/demo_tokenizer$(GPU).yaml $(IN_OUT)
 	$(LAUNCH) train_maskgit.py --config configs/demo_maskgit$(GPU).yaml $(IN_OUT) \
 	    --set "tokenizer=$(OUT)/runs/demo_tokenizer" --set "data.tokens=$(OUT)/tokens"
-	# The real FID where its weights can be had; otherwise the distance of other features, under its own name.
 	$(MEASURE) --psnr --ssim --codebook --borders || $(MEASURE) --feature-extractor efficientnet-lite0
 	$(PY) generate.py --run "$(OUT)/runs/demo_maskgit" --num 64 --out "$(OUT)/samples"
 	$(PY) report.py --runs "$(OUT)/runs" --out "$(OUT)/report"
