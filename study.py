@@ -60,17 +60,17 @@ TOKENIZER_REHEARSAL = ["losses={lpips: 0, convnext: 0, adversarial_start: 0, ent
 TOKENIZER_REHEARSAL += ["discriminator.channels=16"]
 TINY = "width: 64, depth: 2, heads: 2"
 TINY_CONVOLUTIONS = "channels: 32, multipliers: [1, 1, 1, 1], blocks: 1"
-TOKENIZER_METRICS_REHEARSED = {"--kid": "kid_random", "--prc": "prc_random"}
+TOKENIZER_METRICS_REHEARSED = {"--kid": "kid_efficientnet_lite0", "--prc": "prc_efficientnet_lite0"}
 TOKENIZER_METRICS_REHEARSED |= {"--psnr": "psnr", "--ssim": "ssim", "--codebook": "codebook"}
-GENERATOR_METRICS_REHEARSED = {"--kid": "kid_random", "--prc": "prc_random"}
+GENERATOR_METRICS_REHEARSED = {"--kid": "kid_efficientnet_lite0", "--prc": "prc_efficientnet_lite0"}
 # A Fréchet distance takes seconds however few the images: the first of each kind has it for all.
 METRICS_REHEARSED_ONCE = {
-    "mae_64": {"--rfid": "fd_random"},
-    "maskgit_mae_64": {"--gfid": "fd_random", "--fill": "fill"},
+    "mae_64": {"--rfid": "fd_efficientnet_lite0"},
+    "maskgit_mae_64": {"--gfid": "fd_efficientnet_lite0", "--fill": "fill"},
 }
 AS_RUN_REHEARSED_ONCE = {
-    "mae_64": {"--rfid": "fd_random_as_run", "--codebook": "codebook_as_run"},
-    "maskgit_mae_64": {"--gfid": "fd_random_as_run"},
+    "mae_64": {"--rfid": "fd_efficientnet_lite0_as_run", "--codebook": "codebook_as_run"},
+    "maskgit_mae_64": {"--gfid": "fd_efficientnet_lite0_as_run"},
 }
 NOT_REHEARSED = """\
 Not rehearsed: accelerate's launcher; networks of the real size, and whether they fit into memory; training
@@ -214,7 +214,7 @@ class Study:
     def evaluation(self, cell: str, metrics: list[str], as_run: bool) -> list[str]:
         """The measuring of a trained cell, perhaps as the study's scripts do."""
         rest = ["--as-run"] if as_run else []
-        rest += ["--feature-extractor", "random-inception", "--workers", "0"] if self.rehearse else []
+        rest += ["--feature-extractor", "efficientnet-lite0", "--workers", "0"] if self.rehearse else []
         rest += ["--mask-ratio", "0.5"] if self.rehearse and "--fill" in metrics else []
         return [*self.launch("evaluate.py"), "--run", run_of(cell), *metrics, *rest]
 

@@ -18,11 +18,8 @@ from tests.conftest import ROOT, TINY_GENERATOR, TINY_TOKENIZER, run_script
 from tests.test_extract_frames import run_here
 
 # In the order in which a reader would come to them
-PAGES = [
-    "README.md",
-    *(f"docs/{name}.md" for name in ["frames", "configs", "tokenizers", "tokens", "generation"]),
-]
-PAGES += [f"docs/{name}.md" for name in ["evaluation", "report", "study", "speed", "reliability"]]
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ["frames", "configs", "tokenizers", "generation"])]
+PAGES += [f"docs/{name}.md" for name in ["evaluation", "tokens", "report", "study", "speed", "reliability"]]
 # What takes more than a test's folder has, and the test that runs it
 ELSEWHERE = {
     "push_to_hub.py": "test_push_to_hub.py",

@@ -15,7 +15,7 @@ from models.maskgit import MaskGIT, masked_token_loss
 from tests.conftest import TINY_GENERATOR, TINY_TOKENIZER, run_script
 from training.tokens import TokenDataset
 
-RANDOM = ("--feature-extractor", "random-inception", "--workers", 0)
+RANDOM = ("--feature-extractor", "efficientnet-lite0", "--workers", 0)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_measured_at_every_length_in_one_pass(workplace, frames):
     for length, value in record["by_num_tokens"].items():
         errors = (tokenizer.decode(codes[:, : int(length)]) - images).square().mean(dim=(1, 2, 3))
         assert value == pytest.approx((-10 * errors.log10()).mean().item(), abs=1e-3)
-    distances = json.loads((run / "eval" / "fd_random.json").read_text())["by_num_tokens"]
+    distances = json.loads((run / "eval" / "fd_efficientnet_lite0.json").read_text())["by_num_tokens"]
     assert list(distances) == ["2", "4", "8"] and len(set(distances.values())) == 3
 
     run_script("evaluate.py", "--run", run, "--adaptive", "--workers", 0, "--batch-size", 3)

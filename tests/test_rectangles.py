@@ -136,12 +136,12 @@ def test_runs_are_of_the_shape(workplace):
 
 def test_measured_and_said(workplace):
     for name in ("titok", "vqgan"):
-        options = ("--feature-extractor", "random-inception", "--workers", 0, "--batch-size", 4)
+        options = ("--feature-extractor", "efficientnet-lite0", "--workers", 0, "--batch-size", 4)
         run = workplace / "runs" / name
         run_script(
             "evaluate.py", "--run", run, "--rfid", "--psnr", "--ssim", "--borders", "--codebook", *options
         )
-        record = json.loads((run / "eval" / "fd_random.json").read_text())
+        record = json.loads((run / "eval" / "fd_efficientnet_lite0.json").read_text())
         assert record["image_size"] == [16, 24] and record["resize"] == "short_side"
         generator = workplace / "runs" / f"maskgit_{name}"
         run_script("evaluate.py", "--run", generator, "--gfid", "--fill", "--locality", "--num", 3, *options)

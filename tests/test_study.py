@@ -261,7 +261,7 @@ def test_rehearsal_on_real_clips_runs_every_cell_and_names_the_weights_that_lack
     assert runs.keys() == documented_cells()
     for name, run in runs.items():
         assert (run / "checkpoints" / "step_00000002").is_dir()
-        result = json.loads((run / "eval" / "kid_random.json").read_text())
+        result = json.loads((run / "eval" / "kid_efficientnet_lite0.json").read_text())
         assert result["checkpoint_step"] == 2 and result["num_images"] == 4, name
     for init in ("mae", "clip", "dino", "dinov2", "depth_anything_v2"):
         assert f"encoder: starts from {init}: " in done.stdout

@@ -43,6 +43,7 @@ def test_what_evaluate_saves_is_a_result(root):
         arguments=SimpleNamespace(seed=0, as_run=False, precision="fp32"),
         folder=Path("frames"),
         listed=[],
+        size=256,
     )
     save_result(frames, "psnr", {"value": 20.125}, num_images=1764)
     (run,), left_out = read_runs(root)
