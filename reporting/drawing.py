@@ -102,8 +102,10 @@ def over_places(name: str, look: int, run: str, values: np.ndarray) -> Series:
 # --- what is drawn ------------------------------------------------------------------------------------------
 
 
-def draw_lines(series: Sequence[Series], x_label: str, y_label: str) -> alt.LayerChart:
-    """Points over counts, on a logarithmic axis, joined by lines."""
+def draw_lines(
+    series: Sequence[Series], x_label: str, y_label: str, from_zero: bool = True
+) -> alt.LayerChart:
+    """Points over counts, on a logarithmic axis, joined by lines; `from_zero` is of the other axis."""
     counts = sorted({point.x for each in series for point in each.points})
     axis = alt.Axis(values=counts, labelFlush=False, labelOverlap=False)
     looks = _looks(series)
@@ -111,7 +113,7 @@ def draw_lines(series: Sequence[Series], x_label: str, y_label: str) -> alt.Laye
         "x": alt.X(
             "x:Q", title=x_label, axis=axis, scale=alt.Scale(type="log", base=2, nice=False, padding=14)
         ),
-        "y": alt.Y("y:Q", title=y_label, scale=alt.Scale(zero=True)),
+        "y": alt.Y("y:Q", title=y_label, scale=alt.Scale(zero=from_zero)),
     }
     line = alt.Chart().mark_line().encode(**place, color=looks["color"], detail="source:N")
     lines = [

@@ -49,7 +49,7 @@ def length_chart(runs: list[Run]) -> Figure | None:
         "PSNR of reconstructions, in dB; higher is better. A curve is one elastic tokenizer, decoded from "
         "its first tokens alone."
     )
-    drawing = draw_lines([*curves, *others], "tokens", "PSNR (dB)")
+    drawing = draw_lines([*curves, *others], "tokens", "PSNR (dB)", from_zero=False)
     return Figure("length_psnr", "Likeness by number of tokens", caption, drawing)
 
 
