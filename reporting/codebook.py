@@ -19,7 +19,7 @@ from training.model_sections import TiTokSection
 
 CHOSEN_STEPS = 4  # in figure 10b
 CODE_ROWS = 256  # in figure 10a; where there are more codes, several make a row
-TSNE_POINTS = 1500  # in a figure, two thirds of them latents
+TSNE_POINTS = 1200  # in a figure, two thirds of them latents
 GROUND = "#ffffff"  # of colours by value, whatever the reader's scheme
 LOOKS = {  # told apart by shape, by size and by being hollow
     "latents": {"shape": "circle", "size": 9, "fill": "#9aa5b8", "stroke": "transparent"},

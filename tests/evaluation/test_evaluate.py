@@ -200,28 +200,46 @@ def test_what_cannot_be_written_is_printed(workplace):
 
 
 def test_two_processes_measure_the_same(workplace, conditional):
-    """With InceptionV3's published layout, random weights: to the sample, in the order of the frames."""
+    """To the sample, in the order of the frames; a generator by InceptionV3 with random weights."""
     extractor = RandomInceptionFeatures()
     torch.save(extractor.network.state_dict(), workplace / "inception.pth")
-    weights = ("--inception-weights", workplace / "inception.pth", "--workers", 0)
-    for run, metric_names in (
-        (workplace / "runs" / "tok", ("isc", "kid", "prc")),
-        (conditional, ("isc", "kid", "prc", "locality", "fill")),
+    suffix = "_efficientnet_lite0"
+    for run, asked, names, features in (
+        (
+            workplace / "runs" / "tok",
+            ("--kid", "--prc", "--psnr", "--feature-extractor", "efficientnet-lite0"),
+            (f"kid{suffix}", f"prc{suffix}", "psnr"),
+            "efficientnet-lite0-",
+        ),
+        (
+            conditional,
+            (
+                "--isc",
+                "--kid",
+                "--prc",
+                "--locality",
+                "--fill",
+                "--inception-weights",
+                workplace / "inception.pth",
+            ),
+            ("isc", "kid", "prc", "locality", "fill"),
+            "inception-v3-fid-",
+        ),
     ):
-        asked = [f"--{name}" for name in metric_names]
-        evaluate(run, *asked, "--num", 5, "--mask-ratio", 0.5, "--batch-size", 2, *weights)
-        one = {name: result(run, name) for name in metric_names}
+        options = (*asked, "--num", 5, "--mask-ratio", 0.5, "--batch-size", 2, "--workers", 0)
+        evaluate(run, *options)
+        one = {name: result(run, name) for name in names}
         shutil.rmtree(run / "eval")
         if run.name == "tok":
             shutil.rmtree(workplace / "frames" / ".features")
-        evaluate(run, *asked, "--num", 5, "--mask-ratio", 0.5, "--batch-size", 2, *weights, processes=2)
+        evaluate(run, *options, processes=2)
         for name, record in one.items():
             other = result(run, name)
             expected = 5 if run == conditional and name != "fill" else 7
             assert other["num_images"] == record["num_images"] == expected
             assert other["value"] == pytest.approx(record["value"], rel=1e-3, abs=1e-4), (run.name, name)
-            if name != "locality":
-                assert other["feature_extractor"].startswith("inception-v3-fid-")
+            if name not in ("locality", "psnr"):
+                assert other["feature_extractor"].startswith(features)
     assert other["ratios"][0]["fid"] == pytest.approx(record["ratios"][0]["fid"], rel=1e-3)
 
 
