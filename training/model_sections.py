@@ -28,9 +28,9 @@ ImageSize = Annotated[Side | tuple[Side, Side], AfterValidator(_square_as_number
 class VitSize(Section):
     """A transformer's size; ViT-B by default."""
 
-    width: Size = 768
+    width: Width = 768
     depth: Depth = 12
-    heads: Size = 12
+    heads: Width = 12
 
     @model_validator(mode="after")
     def _heads_divide_width(self):
@@ -85,7 +85,7 @@ class ConvDecoderSection(Section):
     """The study's decoder of VQGAN's convolutions; see models.conv_decoder."""
 
     kind: Literal["conv"]
-    width: Size = 768
+    width: Width = 768
     channels: Annotated[int, Field(ge=32, le=16384, multiple_of=32)] = 128
     multipliers: list[Depth] = Field([1, 1, 2, 2, 4], min_length=1)
     blocks: Depth = 2
@@ -96,7 +96,7 @@ class QuantizerSection(Section):
     """Vector quantization; see models.quantizer."""
 
     codebook_size: Annotated[int, Field(ge=2, le=2**24)] = 4096
-    token_size: Size = 16
+    token_size: Width = 16
     l2_normalize: bool = True
     entropy_temperature: PositiveFloat = 0.01
     normalize_in_place: bool = False  # the codes, at each forward pass in training, as the study's code does
@@ -139,7 +139,7 @@ class TiTokSection(TokenizerSection):
     """The arguments of models.titok.TiTok."""
 
     kind: Literal["titok", "two_stage_titok"] = "titok"
-    patch_size: Size = 16
+    patch_size: Width = 16
     num_tokens: Annotated[int, Field(ge=1, le=1024)] = 64
     elastic: bool = False  # one model for every length: an image's first tokens are one, too (models.elastic)
     encoder: EncoderSection = EncoderSection()
@@ -204,7 +204,7 @@ class MaskGITSection(VitSize):
 
     kind: Literal["maskgit", "maskgit_as_run"] = "maskgit"  # as_run: models.maskgit_as_run
     depth: Depth = 24
-    heads: Size = 16
+    heads: Width = 16
     dropout: ShareBelow1 = 0.1
     tied_embeddings: bool = False  # the codes' embeddings are the output's weights too
     output_bias: Literal["code", "place"] = "code"  # place: each code has a bias of its own at each place
