@@ -27,11 +27,11 @@ from metrics import as_run
 from metrics import features as feature_files
 from metrics.codebook import CodebookUsage
 from metrics.features import FeatureSet, load_features, save_features
-from metrics.table import EXTRACTORS, GENERATOR, METRICS, TOKENIZER, metrics_of, option
+from metrics.table import EXTRACTORS, GENERATOR, METRICS, TOKENIZER, metrics_of
 from models.maskgit import MaskGIT
 from models.storage import fingerprint, load_tokenizer
 from models.tokenizer import Tokenizer
-from options import number
+from options import number, option
 from training.card import write_card
 from training.finished import (
     FinishedRun,

@@ -1,14 +1,13 @@
 """How many tokens each frame needs of an elastic tokenizer, where they are to be few on average."""
 
 import numpy as np
-import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from data.bdd100k import ATTRIBUTES
 from evaluation.frames import ValidationFrames
 from evaluation.results import save_result
-from models.elastic import ElasticTiTok, best_lengths, some_lengths, squared_error
+from models.elastic import ElasticTiTok, best_lengths, some_lengths
 
 SHARES = (0.25, 0.5)  # of all tokens, on average over the frames; the last is the value's
 
@@ -23,9 +22,7 @@ class AdaptiveLengths:
 
     def update(self, places: Tensor, images: Tensor, codes: Tensor) -> None:
         """Take in frames at places (B,), images (B, 3, H, W) in [0, 1], by their codes (B, K)."""
-        decoded = (self.tokenizer.decode(codes[:, :length]) for length in self.lengths)
-        errors = torch.stack([squared_error(restored, images) for restored in decoded], dim=1)
-        values = -10 * errors.clamp_min(1e-10).log10()
+        values = self.tokenizer.psnr_at(self.lengths, images, codes)
         self.psnr |= dict(zip(places.tolist(), values.tolist()))
 
     def save(self, frames: ValidationFrames) -> None:

@@ -7,7 +7,8 @@ from torch import nn
 
 from errors import UserError
 from metrics.similarity import MeanSimilarity
-from metrics.table import METRICS, Sources, option
+from metrics.table import METRICS, Sources
+from options import option
 
 
 def sources_of(arguments: argparse.Namespace) -> Sources:

@@ -134,8 +134,3 @@ METRICS = {
 def metrics_of(kind: str) -> list[str]:
     """The names of a tokenizer's metrics, or of a generator's."""
     return [name for name, metric in METRICS.items() if kind in metric.of]
-
-
-def option(metric: str) -> str:
-    """What asks for a metric on the command line."""
-    return f"--{metric.replace('_', '-')}"

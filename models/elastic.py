@@ -61,9 +61,7 @@ class ElasticTiTok(TiTok):
             return self.shorten(codes, self._lengths_for(images, codes, target_psnr))
         if mean_tokens is not None:
             lengths = some_lengths(self.num_tokens)
-            errors = [squared_error(self.decode(codes[:, :each]), images) for each in lengths]
-            values = -10 * torch.stack(errors, dim=1).clamp_min(1e-10).log10()  # PSNR
-            best = best_lengths(values.cpu().numpy(), lengths, mean_tokens)
+            best = best_lengths(self.psnr_at(lengths, images, codes).cpu().numpy(), lengths, mean_tokens)
             return self.shorten(codes, torch.from_numpy(best).to(codes.device))
         return codes
 
@@ -80,6 +78,11 @@ class ElasticTiTok(TiTok):
         tokens = torch.where(is_there, known, self.absent[: codes.shape[1]])
         missing = self.absent[codes.shape[1] :].expand(len(codes), -1, -1)
         return self.to_images(torch.cat([tokens, missing], dim=1)).float().clamp(0, 1)
+
+    def psnr_at(self, lengths: list[int], images: Tensor, codes: Tensor) -> Tensor:
+        """PSNR in dB, (B, L), of images (B, 3, H, W) in [0, 1] from their first codes; at most 100."""
+        errors = [squared_error(self.decode(codes[:, :length]), images) for length in lengths]
+        return -10 * torch.stack(errors, dim=1).clamp_min(1e-10).log10()
 
     def shorten(self, codes: Tensor, lengths: Tensor) -> Tensor:
         """Codes int64 (B, K), those behind the first `lengths` (B,) absent."""

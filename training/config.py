@@ -113,7 +113,8 @@ def load_config(path: str | Path, config_class: type[Section], overrides: list[s
     except ValidationError as error:
         first = error.errors()[0]
         tags = set(_kinds(config_class.model_fields["model"].annotation))  # pydantic's, not the file's
-        keys = tuple(part for part in first["loc"] if isinstance(part, str) and part not in tags)
+        names = (part for part in first["loc"] if isinstance(part, str) and part.isidentifier())
+        keys = tuple(name for name in names if name not in tags)
         origin = next((origins[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in origins), str(path))
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] not in ("missing", "value_error"):
@@ -169,7 +170,7 @@ def _read_with_bases(path: Path, config_class: type[Section], above: tuple[Path,
         raise UserError(f"{path}: a config is a mapping of sections, not a {type(own).__name__}")
     base = own.pop("base", None)
     values, origins = {}, {}
-    if not isinstance(base, str | None) or (base and not base.isprintable()):
+    if not isinstance(base, str | None) or (base and (not base.isprintable() or len(base) > 255)):
         raise UserError(f"{path}: base: the name of a config beside it, not {_short(base)}")
     if base is not None:
         values, origins = _read_with_bases(path.parent / base, config_class, (*above, path.resolve()))

@@ -18,11 +18,17 @@ Depth = Annotated[int, Field(ge=1, le=256)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 
 
+def _a_size(size: object) -> object:
+    if not (isinstance(size, int) or (isinstance(size, list | tuple) and len(size) == 2)):
+        raise ValueError("one number of pixels, or [height, width]")
+    return size
+
+
 def _square_as_number(size: int | tuple[int, int]) -> int | tuple[int, int]:
     return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
 
 
-ImageSize = Annotated[Side | tuple[Side, Side], AfterValidator(_square_as_number)]
+ImageSize = Annotated[Side | tuple[Side, Side], BeforeValidator(_a_size), AfterValidator(_square_as_number)]
 
 
 class VitSize(Section):
