@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 8192  # latents whose distances to all codes are in memory at once
+LEAST_LOG = -87.0  # of a probability: an exponential below is no normal float32, at which CPUs are slow
 
 
 class Quantized(NamedTuple):
@@ -131,5 +132,5 @@ def entropy_loss(
 def _entropy_sums(latents: Tensor, codebook: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Over latents, the sums of H(p), a scalar, and of p, (codebook_size,)."""
     log_p = (-squared_distances(latents, codebook) / temperature).log_softmax(dim=1)
-    p = log_p.exp()
+    p = log_p.clamp_min(LEAST_LOG).exp()
     return -(p * log_p).sum(), p.sum(dim=0)

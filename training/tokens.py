@@ -44,8 +44,9 @@ class TokenCache:
 
     `tokenizer` is a run, a model folder or a Hub id; the key is of its weights, the frames' files (see
     data.frames.content_fingerprint), how they are cut to the image (`resize`, see data.frames.cut),
-    and of the `precision`. The codes are computed chunk by chunk, each a file, by any number of processes on
-    machines that share the folder, and put together when no chunk is missing.
+    whether they are there flipped too, and of the `precision`. The codes are computed chunk by chunk, each a
+    file, by any number of processes on machines that share the folder, and put together when no chunk is
+    missing.
     """
 
     def __init__(
@@ -55,15 +56,17 @@ class TokenCache:
         frames: list[Frame],
         cache: str | Path,
         resize: str = "short_side",
+        flip: bool = True,
         precision: Precision = "fp32",
     ):
         self.tokenizer = tokenizer
+        self.flip = flip
         self.precision = precision
         self.resize = resize
         self.split_folder = split_folder
         self.frames = frames
         self.weights = fingerprint(tokenizer)
-        content = [self.weights, content_fingerprint(split_folder, frames), resize, precision]
+        content = [self.weights, content_fingerprint(split_folder, frames), resize, flip, precision]
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
         self.folder = Path(cache) / f"{Path(tokenizer).name}-{Path(split_folder).name}-{key}"
         self.chunks = [range(len(frames))[start : start + CHUNK] for start in range(0, len(frames), CHUNK)]
@@ -131,7 +134,7 @@ class TokenCache:
                 self._save(tokens)
 
     def load(self, strict: bool = False) -> tuple[np.ndarray, list[Frame], list[str]]:
-        """Codes int32 (N, 2, K), of each frame's centre square as it is and flipped; and the N frames.
+        """Codes int32 (N, V, K) of each frame's centre square as it is and, if `flip`, flipped; the N frames.
 
         Frames that could not be read are left out; the third value has their paths. Raises UserError where
         there are any and `strict`, where no frame could be read, and where the file is damaged.
@@ -156,20 +159,22 @@ class TokenCache:
         workers: int,
         shown: bool,
     ) -> Iterator[np.ndarray]:
-        """The frames' codes int32 (n, 2, K) in batches; BROKEN where one can't be read."""
+        """The frames' codes int32 (n, V, K) in batches; BROKEN where one can't be read."""
         batch_size = AT_ONCE if batch_size == "auto" else batch_size
         tokenizer = load_tokenizer(self.tokenizer).to(device)
-        compile_for(2 * len(frames), tokenizer)
+        flips = (False, True) if self.flip else (False,)
+        compile_for(len(flips) * len(frames), tokenizer)
         dataset = FrameDataset(self.split_folder, frames, tokenizer.image_size, self.resize)
         bar = tqdm(total=len(frames), desc=f"tokens of {self.split_folder}", unit="frame", disable=not shown)
         for start, batch in enumerate(evaluation_loader(dataset, batch_size, workers)):
             first = start * batch_size
-            codes = np.full((min(batch_size, len(frames) - first), 2, tokenizer.num_tokens), BROKEN, np.int32)
+            size = min(batch_size, len(frames) - first), len(flips), tokenizer.num_tokens
+            codes = np.full(size, BROKEN, np.int32)
             if len(batch.indices):
                 images = to_unit_range(batch.images, device)
                 with computing_in(self.precision, device):
-                    both = torch.stack([tokenizer.encode(each) for each in (images, images.flip(-1))], dim=1)
-                codes[batch.indices.numpy() - first] = both.cpu().numpy()
+                    views = [tokenizer.encode(images.flip(-1) if flipped else images) for flipped in flips]
+                codes[batch.indices.numpy() - first] = torch.stack(views, dim=1).cpu().numpy()
             bar.update(len(codes))
             yield codes
         bar.close()
@@ -212,7 +217,10 @@ def token_caches(config: GeneratorConfig) -> dict[str, TokenCache]:
     for split, subset in (("train", data.train), ("val", data.val)):
         frames = list_frames(data.frames, split, **subset.model_dump())
         folder = Path(data.frames) / split
-        caches[split] = TokenCache(config.tokenizer, folder, frames, data.tokens, data.resize, data.precision)
+        flip = data.flip and split == "train"
+        caches[split] = TokenCache(
+            config.tokenizer, folder, frames, data.tokens, data.resize, flip, data.precision
+        )
     return caches
 
 
@@ -279,7 +287,7 @@ class TokenBatch(NamedTuple):
 
 
 class TokenDataset(Dataset):
-    """Masked token sequences from tokens (N, 2, K) and conditions int64 (N, C).
+    """Masked token sequences from tokens (N, V, K), where `flip` with V = 2, and conditions int64 (N, C).
 
     The flip, the share masked (MaskGIT, section 3.3: at least one token), which tokens those are, and which
     conditions are dropped come from a random generator fixed by the seed, the pass and the frame. With

@@ -11,6 +11,7 @@ from errors import UserError
 from models.storage import save_model
 from models.titok import TiTok
 from tests.conftest import make_frames
+from training.config import GeneratorConfig
 from training.tokens import (
     TokenCache,
     TokenDataset,
@@ -18,6 +19,7 @@ from training.tokens import (
     condition_array,
     condition_values,
     labels_fingerprint,
+    token_caches,
 )
 
 NAMES = ["weather", "timeofday"]
@@ -97,6 +99,26 @@ def test_a_broken_frame_leaves_the_others_their_places(tmp_path):
         dataset = FrameDataset(folder / "train", frames, 32)
         images = torch.stack([dataset[index][0] for index in range(5)]) / 255
         assert torch.equal(torch.tensor(tokens[:, 0]).long(), tokenizer.encode(images))
+
+
+def test_frames_are_flipped_only_where_training_flips_them(tmp_path):
+    folder = make_frames(tmp_path / "frames", train=3, val=2)
+    small = {"width": 32, "depth": 1, "heads": 2}
+    tokenizer = TiTok(32, 8, 8, encoder=small, decoder=small, quantizer={"codebook_size": 64}).eval()
+    save_model(tokenizer, tmp_path / "tokenizer")
+    config = {"tokenizer": str(tmp_path / "tokenizer"), "training": {"max_steps": 1}}
+    data = {"frames": str(folder), "tokens": str(tmp_path / "tokens")}
+    for flip in (True, False):
+        caches = token_caches(GeneratorConfig.model_validate(config | {"data": data | {"flip": flip}}))
+        tokens = {
+            split: cached_tokens(Accelerator(), cache, batch_size=2, workers=0)[0]
+            for split, cache in caches.items()
+        }
+        assert (tokens["train"].shape, tokens["val"].shape) == ((3, 1 + flip, 8), (2, 1, 8))
+        dataset = FrameDataset(folder / "train", caches["train"].frames, 32)
+        images = torch.stack([dataset[index][0] for index in range(3)]) / 255
+        for place, view in enumerate((images, images.flip(-1))[: 1 + flip]):
+            assert torch.equal(torch.tensor(tokens["train"][:, place]).long(), tokenizer.encode(view))
 
 
 @pytest.fixture
