@@ -137,6 +137,20 @@ def test_interrupted_is_uninterrupted(workplace):
     assert "is finished" in train(workplace, "resumed")
 
 
+def test_muon_goes_on_as_if_uninterrupted(workplace):
+    muon = ("training.optimizer=muon", "training.max_steps=3")
+    train(workplace, "muon", *muon)
+    train(workplace, "muon_resumed", muon[0], "training.max_steps=2")
+    assert "goes on after step 2" in train(workplace, "muon_resumed", *muon)
+    whole, resumed = (
+        load_file(workplace / "runs" / name / "checkpoints" / "step_00000003" / "model.safetensors")
+        for name in ("muon", "muon_resumed")
+    )
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+    plain = load_file(workplace / "runs" / "whole" / "checkpoints" / "step_00000004" / "model.safetensors")
+    assert not torch.equal(whole["decoder.blocks.0.mlp.fc1.weight"], plain["decoder.blocks.0.mlp.fc1.weight"])
+
+
 def test_goes_on_with_another_number_of_processes(workplace):
     """From one process to two and back."""
     train(workplace, "moved", "training.max_steps=1")

@@ -1,13 +1,68 @@
 """Optimizers as both training scripts build them."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training.sections import TrainingSection
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c of a·X + (b·A + c·A²)·X with A = X·Xᵀ (Jordan et al.)
+MOMENTUM = 0.95
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for the groups that are `orthogonal`, of matrices; AdamW for the others.
+
+    A matrix moves by its momentum with all singular values made about 1 (Jordan et al. 2024, "Muon: an
+    optimizer for hidden layers in neural networks"), times 0.2 √(its longer side), with which learning rates
+    and decays are AdamW's (Liu et al. 2025, arXiv 2502.16982, eq. 4).
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update from the gradients, or nothing where `found_inf` is 1; matrices have none afterwards."""
+        skip = getattr(self, "found_inf", torch.zeros(()))
+        for group in self.param_groups:
+            alike = defaultdict(list)
+            for matrix in group["params"] if group["orthogonal"] else ():
+                if matrix.grad is not None:
+                    alike[matrix.shape].append(matrix)
+            for shape, matrices in alike.items():
+                rate, scale = group["lr"] * (1 - skip), 0.2 * math.sqrt(max(shape))
+                moves = orthogonal(torch.stack([self._with_momentum(matrix, skip) for matrix in matrices]))
+                for matrix, move in zip(matrices, moves):
+                    matrix.mul_(1 - rate * group["weight_decay"]).sub_(rate * scale * move)
+                    matrix.grad = None  # AdamW passes over it
+        super().step()
+
+    def _with_momentum(self, matrix: Tensor, skip: Tensor) -> Tensor:
+        """A matrix's gradient and its momentum, which that updates, together (Nesterov)."""
+        state = self.state[matrix]
+        if not state:
+            state["momentum"] = torch.zeros_like(matrix)
+        gradient = matrix.grad.where(skip == 0, 0)  # or it would leave NaN behind
+        state["momentum"].lerp_(gradient, (1 - MOMENTUM) * (1 - skip))
+        return gradient.lerp(state["momentum"], MOMENTUM)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Matrices (n, A, B) with their singular values brought near 1, by five Newton-Schulz iterations.
+
+    In bfloat16 on a GPU, as the authors do.
+    """
+    a, b, c = NEWTON_SCHULZ
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = x.bfloat16() if x.is_cuda else x
+    for _ in range(5):
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    return (x if wide else x.mT).to(matrices.dtype)
 
 
 def build_optimizer(
@@ -20,22 +75,30 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101) on the network's parameters; norms and biases don't decay.
 
-    The learning rate is `rate` times the training's, that of the `pretrained` parameters is, besides,
-    `pretrained_rate` times the others'. betas: the training's by default. Parameters that take no gradient
-    are left out.
+    With `training.optimizer` muon the weights of linear layers in transformer blocks are Muon's. The learning
+    rate is `rate` times the training's, that of the `pretrained` parameters is, besides, `pretrained_rate`
+    times the others'. betas: the training's by default. Parameters that take no gradient are left out.
     """
     pretrained = {id(parameter) for parameter in pretrained}
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = []
-    for started, own_rate in ((False, rate), (True, rate * pretrained_rate)):
-        of_rate = [p for p in trained if (id(p) in pretrained) == started]
-        groups.append({"params": [p for p in of_rate if p.ndim > 1], "rate": own_rate})
-        groups.append({"params": [p for p in of_rate if p.ndim <= 1], "rate": own_rate, "weight_decay": 0.0})
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+    muon = training.optimizer == "muon"
+    groups = defaultdict(list)
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            of_block = parameter.ndim == 2 and ".blocks." in f".{name}"
+            groups[id(parameter) in pretrained, parameter.ndim <= 1, muon and of_block].append(parameter)
+    groups = [
+        {
+            "params": parameters,
+            "rate": rate * pretrained_rate if started else rate,
+            "weight_decay": 0.0 if is_vector else training.weight_decay,
+            "orthogonal": by_muon,
+        }
+        for (started, is_vector, by_muon), parameters in sorted(groups.items())
+    ]
+    return (Muon if muon else torch.optim.AdamW)(
+        groups,
         lr=training.learning_rate,
         betas=betas or training.betas,
-        weight_decay=training.weight_decay,
         fused=True,
     )
 

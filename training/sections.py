@@ -120,6 +120,8 @@ class TrainingSection(Section):
     learning_rate: Rate = 1e-4
     warmup_steps: CountOr0 = 5000
     schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up
+    # muon: for the matrices of transformer blocks, the rest stays AdamW's (training.optimizer); fewer steps
+    optimizer: Literal["adamw", "muon"] = "adamw"
     betas: tuple[ShareBelow1, ShareBelow1] = (0.9, 0.99)
     weight_decay: Weight = 1e-4
     clip_norm: PositiveFloat | None = 1.0  # of all gradients; null: they are not clipped
@@ -155,6 +157,12 @@ class GeneratorTraining(TrainingSection):
 
     # Each process has a part of the generator only (FSDP2): for one that a GPU can't hold
     shard: bool = False
+
+    @model_validator(mode="after")
+    def _has_whole_matrices(self):
+        if self.shard and self.optimizer == "muon":
+            raise ValueError("optimizer: muon needs whole matrices, shard leaves parts; take adamw")
+        return self
 
 
 class LossSection(Section):

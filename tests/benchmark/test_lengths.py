@@ -2,15 +2,20 @@
 
 from argparse import Namespace
 
-from benchmark.lengths import CONFIG, LENGTHS, as_markdown
+from benchmark.lengths import CONFIG, LENGTHS, MEASURED, as_markdown
 from training.config import TokenizerConfig
 
 
 def result(seed: int) -> dict:
     return {
         "seed": seed,
-        "alone": dict.fromkeys(LENGTHS, 20.0 + seed),
-        "elastic": dict.fromkeys(LENGTHS, 19.5 + 2 * seed),
+        **{
+            name: {
+                "alone": dict.fromkeys(LENGTHS, 20.0 + seed),
+                "elastic": dict.fromkeys(LENGTHS, 19.5 + 2 * seed),
+            }
+            for name in MEASURED
+        },
         "adaptive": [
             {"at_most": 16.0, "psnr": 20.5, "psnr_of_one_length": 20.25},
             {"at_most": 32.0, "psnr": 21.5, "psnr_of_one_length": 21.25},
