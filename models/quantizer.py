@@ -17,7 +17,7 @@ class Quantized(NamedTuple):
     """What the quantizer makes of latents z."""
 
     latents: Tensor  # (..., D): z in float32, L2-normalised where the quantizer normalises
-    quantized: Tensor  # (..., D): the nearest codes, with the gradient of `latents` (straight-through)
+    quantized: Tensor  # (..., D): the nearest codes, with a gradient for `latents`
     codes: Tensor  # (...,) int64
     codebook_loss: Tensor  # scalar: moves the codes towards the latents
     commitment_loss: Tensor  # scalar: moves the latents towards their codes
@@ -31,7 +31,9 @@ class VectorQuantizer(nn.Module):
     `entropy_temperature` divides the negative squared distances in the softmax of the entropy loss.
     The codebook is normalised where it is used, and its gradient with it; `normalize_in_place` writes the
     normalised codes back instead, at each forward pass in training, as the study's code does.
-    All distances are computed in float32 whatever the autocast.
+    With `rotation` gradients come back turned and scaled as codes are from their latents (the rotation trick,
+    arXiv 2410.06424), otherwise as they are (straight-through). All distances are computed in float32
+    whatever the autocast.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class VectorQuantizer(nn.Module):
         l2_normalize: bool = True,
         entropy_temperature: float = 0.01,
         normalize_in_place: bool = False,
+        rotation: bool = False,
     ):
         super().__init__()
         self.codebook_size = codebook_size
@@ -48,6 +51,7 @@ class VectorQuantizer(nn.Module):
         self.l2_normalize = l2_normalize
         self.entropy_temperature = entropy_temperature
         self.normalize_in_place = normalize_in_place
+        self.rotation = rotation
         self.codebook = nn.Parameter(torch.randn(codebook_size, token_size) * token_size**-0.5)
 
     def codes_as_used(self) -> Tensor:
@@ -87,12 +91,33 @@ class VectorQuantizer(nn.Module):
                 entropy = entropy_loss(flat, codebook, self.entropy_temperature)
             return Quantized(
                 latents=latents,
-                quantized=latents + (nearest - latents).detach(),
+                quantized=rotated(latents, nearest) if self.rotation else straight_through(latents, nearest),
                 codes=codes,
                 codebook_loss=F.mse_loss(nearest, latents.detach()),
                 commitment_loss=F.mse_loss(latents, nearest.detach()),
                 entropy_loss=entropy,
             )
+
+
+def straight_through(latents: Tensor, codes: Tensor) -> Tensor:
+    """The codes of latents (..., D), whose gradient is the latents' as it is."""
+    return latents + (codes - latents).detach()
+
+
+def rotated(latents: Tensor, codes: Tensor) -> Tensor:
+    """The codes of latents (..., D), made of them by a rotation and a scale that take no gradient themselves.
+
+    With u and w the directions of a latent and of its code, and r that of u + w, the rotation of u to w in
+    their plane is x - 2 r (r·x) + 2 w (u·x) (arXiv 2410.06424, section 4.2).
+    """
+    codes = codes.detach()
+    u, w = (F.normalize(each, dim=-1) for each in (latents.detach(), codes))
+    r = F.normalize(u + w, dim=-1)
+    turned = (
+        latents - 2 * r * (r * latents).sum(-1, keepdim=True) + 2 * w * (u * latents).sum(-1, keepdim=True)
+    )
+    scale = codes.norm(dim=-1, keepdim=True) / latents.detach().norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    return turned * scale
 
 
 def squared_distances(latents: Tensor, codebook: Tensor) -> Tensor:

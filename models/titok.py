@@ -13,7 +13,7 @@ from models.encoder import ARCHITECTURES, FROM_SCRATCH
 from models.encoder_as_run import build_latent_encoder
 from models.mimetic import nearness, sincos_positions, spread_positions, start_attention
 from models.patches import HEADS
-from models.quantizer import VectorQuantizer
+from models.quantizers import build_quantizer
 from models.tokenizer import Tokenizer
 from sizes import Size, as_written, grid_of
 
@@ -24,8 +24,8 @@ class TiTok(Tokenizer):
     `encoder` and `decoder` are sizes, `{"width", "depth", "heads"}`; `init` in either names the source whose
     architecture it has (models.encoder), none if absent; models.pretrained loads the source's weights. An
     encoder's `loading` is "exact" or "as_run" (models.encoder_as_run); `stem`, `head` and `mixing` are
-    LatentEncoder's and PixelDecoder's. A decoder of `kind` "conv" is a
-    models.conv_decoder.ConvDecoder. `quantizer` holds the arguments of VectorQuantizer.
+    LatentEncoder's and PixelDecoder's. A decoder of `kind` "conv" is a models.conv_decoder.ConvDecoder.
+    `quantizer` holds the arguments of models.quantizers.build_quantizer.
     """
 
     kind = "titok"
@@ -45,7 +45,7 @@ class TiTok(Tokenizer):
         if decoder["kind"] == "vit":
             decoder = {"init": "none", **decoder}
         quantizer = quantizer or {}
-        super().__init__(image_size, num_tokens, VectorQuantizer(**quantizer))
+        super().__init__(image_size, num_tokens, build_quantizer(**quantizer))
         self.config = {
             "kind": self.kind,
             "image_size": as_written(image_size),

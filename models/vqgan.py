@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.quantizer import VectorQuantizer
+from models.quantizers import build_quantizer
 from models.tokenizer import Tokenizer
 from sizes import Size, as_written, grid_of
 
@@ -21,7 +21,7 @@ class VQGAN(Tokenizer):
     Level i is channels * multipliers[i] wide, with `blocks` residual blocks (one more in the decoder), and
     half the height and width of the level before; attention is at the last level only. K is
     H / f · W / f, f = 2 ** (len(multipliers) - 1), of which height and width are multiples. `quantizer` holds
-    the arguments of VectorQuantizer. Raises ValueError where `channels` is not a multiple of 32.
+    the arguments of models.quantizers.build_quantizer. Raises ValueError where 32 doesn't divide `channels`.
     """
 
     kind = "vqgan"
@@ -36,7 +36,7 @@ class VQGAN(Tokenizer):
     ):
         quantizer = quantizer or {}
         grid = grid_of(image_size, 2 ** (len(multipliers) - 1))
-        super().__init__(image_size, math.prod(grid), VectorQuantizer(**quantizer))
+        super().__init__(image_size, math.prod(grid), build_quantizer(**quantizer))
         self.grid = grid
         self.config = {
             "kind": self.kind,

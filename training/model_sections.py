@@ -1,5 +1,6 @@
 """The `model` sections of configs: each kind of network, its sizes, and what weights it starts from."""
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -98,14 +99,83 @@ class ConvDecoderSection(Section):
     attention: bool = True  # at the lowest level, over the grid
 
 
-class QuantizerSection(Section):
+CodebookSize = Annotated[int, Field(ge=2, le=2**24)]
+
+
+class VQSection(Section):
     """Vector quantization; see models.quantizer."""
 
-    codebook_size: Annotated[int, Field(ge=2, le=2**24)] = 4096
+    kind: Literal["vq"] = "vq"
+    codebook_size: CodebookSize = 4096
     token_size: Width = 16
     l2_normalize: bool = True
     entropy_temperature: PositiveFloat = 0.01
     normalize_in_place: bool = False  # the codes, at each forward pass in training, as the study's code does
+    rotation: bool = False  # of gradients, as codes are turned from their latents; otherwise as they come
+
+
+class SimVQSection(Section):
+    """Fixed random codes times one learned matrix; see models.quantizers."""
+
+    kind: Literal["simvq"]
+    codebook_size: CodebookSize = 4096
+    token_size: Width = 16
+    entropy_temperature: PositiveFloat = 0.01
+
+
+class LFQSection(Section):
+    """A bit for each dimension; see models.quantizers."""
+
+    kind: Literal["lfq"]
+    codebook_size: Annotated[int, Field(ge=2, le=2**18)] = 4096
+    entropy_temperature: PositiveFloat = 0.01
+
+    @model_validator(mode="after")
+    def _has_whole_bits(self):
+        if self.codebook_size & (self.codebook_size - 1):
+            raise ValueError(f"codebook_size {self.codebook_size} is no power of two")
+        return self
+
+    @property
+    def token_size(self) -> int:
+        """The bits of a code."""
+        return self.codebook_size.bit_length() - 1
+
+
+class FSQSection(Section):
+    """A few levels for each dimension; see models.quantizers."""
+
+    kind: Literal["fsq"]
+    # 4,375 codes, the paper's for 2**12
+    levels: list[Annotated[int, Field(ge=3, le=2**12)]] = Field([7, 5, 5, 5, 5], min_length=1, max_length=24)
+
+    @model_validator(mode="after")
+    def _has_a_codebooks_size(self):
+        if self.codebook_size > 2**24:
+            raise ValueError(f"levels {self.levels} are {self.codebook_size:,} codes, above {2**24:,}")
+        return self
+
+    @property
+    def codebook_size(self) -> int:
+        """The number of codes."""
+        return math.prod(self.levels)
+
+    @property
+    def token_size(self) -> int:
+        """The dimension of a code."""
+        return len(self.levels)
+
+
+def with_kind(default: str) -> Callable[[object], object]:
+    """What gives a section without a `kind` the default one."""
+    return lambda section: {"kind": default, **section} if isinstance(section, dict) else section
+
+
+QuantizerSection = Annotated[
+    VQSection | SimVQSection | LFQSection | FSQSection,
+    Field(discriminator="kind"),
+    BeforeValidator(with_kind("vq")),
+]
 
 
 class TokenizerSection(Section):
@@ -115,7 +185,7 @@ class TokenizerSection(Section):
         None  # a trained tokenizer of this architecture: a run, a model folder, a Hub id
     )
     image_size: ImageSize = 256  # a square; [height, width] of anything else
-    quantizer: QuantizerSection = QuantizerSection()
+    quantizer: QuantizerSection = VQSection()
 
     def architecture(self) -> dict:
         """The config of models.storage.build_tokenizer: the section without where its weights come from.
@@ -124,11 +194,6 @@ class TokenizerSection(Section):
         """
         weights = {"init_from": True, "encoder": {"weights"}, "decoder": {"weights"}}
         return self.model_dump(exclude=weights)
-
-
-def with_kind(default: str) -> Callable[[object], object]:
-    """What gives a section without a `kind` the default one."""
-    return lambda section: {"kind": default, **section} if isinstance(section, dict) else section
 
 
 def _check_multiple(image_size: Size, factor: int, name: str) -> None:
