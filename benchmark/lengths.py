@@ -28,8 +28,7 @@ LENGTHS = (8, 16, 32, 64)
 HEIGHT = 128  # pixels
 BATCH = 16
 MEASURED = {"psnr": "PSNR in dB", "fd_efficientnet_lite0": "fd_efficientnet_lite0"}
-SMALL = {"width": 128, "heads": 4, "init": "mimetic"}
-# The demo's recipe, without its mixing: an elastic tokenizer's first tokens have no place in the image
+SMALL = {"width": 128, "heads": 4, "init": "mimetic", "mixing": True}
 CONFIG = {
     "data": {"workers": 0},
     "model": {

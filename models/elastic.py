@@ -2,8 +2,10 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.mimetic import coarse_to_fine
 from models.titok import TiTok
 from models.tokenizer import Reconstruction
 
@@ -12,16 +14,21 @@ class ElasticTiTok(TiTok):
     """A TiTok that is trained on the first tokens of each image alone, so that these carry the most.
 
     Training keeps a random number of an image's first tokens (tail dropping: One-D-Piece, arXiv 2501.10064,
-    section 3.1; nested dropout: FlexTok, arXiv 2502.13967, section 3.2). In the place of a dropped token
-    stands a learned vector, the place's own. An absent token's code is `codebook_size`, which is what a
-    generator takes for a masked one.
+    section 3.1; nested dropout: FlexTok, arXiv 2502.13967, section 3.2). In the stead of a dropped token is a
+    learned vector without a place. An absent token's code is `codebook_size`, which is what a generator takes
+    for a masked one. The places that a mimetic start gives tokens go from coarse to fine, so that the first
+    ones are spread over the image. The decoder is a PixelDecoder.
     """
 
     kind = "elastic_titok"
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        self.absent = nn.Parameter(torch.zeros(self.num_tokens, self.quantizer.token_size))
+        self.absent = nn.Parameter(torch.zeros(self.decoder.token_positions.shape[1]))
+        order = coarse_to_fine(self.decoder.grid, self.num_tokens)
+        for part, name in (("encoder", "latents"), ("decoder", "token_positions")):
+            if self.config[part]["init"] == "mimetic":
+                order_tokens(getattr(self, part), name, order)
 
     def forward(
         self,
@@ -32,10 +39,16 @@ class ElasticTiTok(TiTok):
     ) -> Reconstruction:
         """As Tokenizer's; of each image's tokens the first `lengths` int64 (B,) are kept, by default all."""
         quantized = self.quantizer(self.to_latents(images), with_entropy, entropy_images)
-        kept = quantized.quantized
-        if lengths is not None:
-            kept = torch.where(first_tokens(lengths, self.num_tokens)[..., None], kept, self.absent)
-        return Reconstruction(self.to_images(kept), quantized)
+        if lengths is None:
+            return Reconstruction(self.to_images(quantized.quantized), quantized)
+        kept = first_tokens(lengths, self.num_tokens)
+        return Reconstruction(self.to_images_of(quantized.quantized, kept), quantized)
+
+    def to_images_of(self, quantized: Tensor, is_there: Tensor) -> Tensor:
+        """Images (B, 3, H, W), not clamped, of quantized latents (B, K, D) that are there, bool (B, K)."""
+        decoder, is_there = self.decoder, is_there[..., None]
+        tokens = decoder.from_tokens(quantized) * is_there
+        return decoder.draw(tokens, torch.where(is_there, tokens + decoder.token_positions, self.absent))
 
     def encode(
         self,
@@ -73,11 +86,10 @@ class ElasticTiTok(TiTok):
         """
         if codes.ndim != 2 or not 1 <= codes.shape[1] <= self.num_tokens:
             raise ValueError(f"codes are {tuple(codes.shape)}, not (B, 1 to {self.num_tokens})")
-        is_there = (codes < self.codebook_size)[..., None]
+        missing = self.num_tokens - codes.shape[1]
+        codes = F.pad(codes, (0, missing), value=self.codebook_size)
         known = self.quantizer.lookup(codes.clamp(max=self.codebook_size - 1))
-        tokens = torch.where(is_there, known, self.absent[: codes.shape[1]])
-        missing = self.absent[codes.shape[1] :].expand(len(codes), -1, -1)
-        return self.to_images(torch.cat([tokens, missing], dim=1)).float().clamp(0, 1)
+        return self.to_images_of(known, codes < self.codebook_size).float().clamp(0, 1)
 
     def psnr_at(self, lengths: list[int], images: Tensor, codes: Tensor) -> Tensor:
         """PSNR in dB, (B, L), of images (B, 3, H, W) in [0, 1] from their first codes; at most 100."""
@@ -100,6 +112,16 @@ class ElasticTiTok(TiTok):
         return enough
 
 
+@torch.no_grad()
+def order_tokens(part: nn.Module, name: str, order: Tensor) -> None:
+    """Give the tokens of an encoder or a decoder their places in another order."""
+    tokens = part.get_parameter(name)
+    tokens.copy_(tokens[order])
+    if hasattr(part, "mixing"):
+        by_token = part.mixing if name == "latents" else part.mixing.T
+        by_token.copy_(by_token[order].clone())
+
+
 def first_tokens(lengths: Tensor, num_tokens: int) -> Tensor:
     """bool (B, num_tokens): the first `lengths` int64 (B,) of each."""
     return torch.arange(num_tokens, device=lengths.device) < lengths[:, None]
@@ -108,13 +130,14 @@ def first_tokens(lengths: Tensor, num_tokens: int) -> Tensor:
 def draw_lengths(num_tokens: int, seed: int, step: int, indices: Tensor) -> Tensor:
     """How many tokens of each training image are kept at a step: int64 (B,), from (seed, step, index) alone.
 
-    Half of the images keep all tokens; the others a power of two, each as likely as another.
+    Three quarters of the images keep all tokens, half of the others the next power of two below, and so on.
     """
     *shorter, whole = doubled_lengths(num_tokens)
     lengths = []
     for index in indices.tolist():
         rng = np.random.default_rng([seed, step, index])
-        lengths.append(whole if not shorter or rng.random() < 0.5 else shorter[rng.integers(len(shorter))])
+        halvings = min(rng.geometric(0.5), len(shorter))
+        lengths.append(shorter[-halvings] if halvings and rng.random() < 0.25 else whole)
     return torch.tensor(lengths)
 
 

@@ -56,6 +56,22 @@ def spread_positions(positions: Tensor, count: int) -> Tensor:
     return positions[torch.linspace(0, len(positions) - 1, count).round().long()]
 
 
+def coarse_to_fine(grid: tuple[int, int], count: int) -> Tensor:
+    """An order (count,) of tokens at spread_positions of a grid's places; the first k are spread evenly.
+
+    Each is the nearest of those that are left to the next point of a Sobol sequence in the image.
+    """
+    with torch.device("cpu"):  # where values are, whatever a network is built on
+        free = spread_positions(_places(*grid), count)
+        cell = 1 / math.sqrt(count)
+        order = []
+        for point in torch.quasirandom.SobolEngine(2).draw(count):
+            away = free + 0.5 - (point + cell / 2) * torch.tensor(grid)
+            order.append(away.square().sum(dim=1).argmin().item())
+            free[order[-1]] = torch.inf
+        return torch.tensor(order)
+
+
 def nearness(grid: tuple[int, int], count: int) -> Tensor:
     """How near `count` tokens, evenly spread over the image, are to a grid's N places: (count, N).
 

@@ -151,13 +151,17 @@ class PixelDecoder(nn.Module):
     def forward(self, quantized: Tensor) -> Tensor:
         """Quantized latents (B, K, token_size) to images (B, 3, H, W), meant for [0, 1] but not clamped."""
         tokens = self.from_tokens(quantized)
+        return self.draw(tokens, tokens + self.token_positions)
+
+    def draw(self, tokens: Tensor, placed: Tensor) -> Tensor:
+        """Images of tokens (B, K, width) as they are mixed into places, and as they stand in the sequence."""
         places = math.prod(self.grid)
         grid = repeat(self.mask_token, "d -> n d", n=places)
         grid = torch.cat([self.class_token[None], grid]) + self.positions
         grid = repeat(grid, "n d -> b n d", b=len(tokens))
         if hasattr(self, "mixing"):
             grid = grid + F.pad(self.mixing @ tokens, (0, 0, 1, 0))  # not to the class token
-        x = torch.cat([grid, tokens + self.token_positions], dim=1)
+        x = torch.cat([grid, placed], dim=1)
         x = self.norm(self.blocks(self.norm_pre(x)))[:, 1 : 1 + places]
         return self.smooth(self.to_pixels(rearrange(x, "b (h w) d -> b d h w", h=self.grid[0])))
 

@@ -239,6 +239,8 @@ class TiTokSection(TokenizerSection):
             doublings(self.patch_size)
         if self.kind == "two_stage_titok" and getattr(self.decoder, "head", None) == "conv":
             raise ValueError("decoder.head: a two-stage TiTok has its own")
+        if self.elastic and isinstance(self.decoder, ConvDecoderSection):
+            raise ValueError("elastic: a convolutional decoder has one length; take decoder.kind vit")
         if self.kind == "two_stage_titok" and self.elastic:
             raise ValueError("elastic: a two-stage TiTok has one length")
         inits = {self.encoder.init, getattr(self.decoder, "init", None)}

@@ -138,6 +138,8 @@ def plain_fill(
                 confidence[place] = np.log(probability) + annealed * drawn[sample, place, -1]
             if order == "halton":
                 confidence = {place: -halton.index(place) for place in confidence}
+            elif order == "coarse_first":
+                confidence = {place: -place for place in confidence}
             stay = math.floor(to_predict[sample] * SHARES[schedule](step / steps) + 1e-6)
             stay = max(0, min(stay, len(confidence) - 1))
             unknown[sample] = False
@@ -157,6 +159,7 @@ def plain_fill(
         {"steps": 8, "guidance": 0.5, "order": "halton", "temperature": 1.3},
         {"steps": 4, "order": "halton", "schedule": "square", "top_p": 0.9, "guidance": 0.0},
         {"steps": 30, "guidance": 1.7, "top_k": 20},
+        {"steps": 6, "order": "coarse_first", "temperature": 0.8, "guidance": 2.0},
     ],
     ids=str,
 )
@@ -167,6 +170,20 @@ def test_sampler_is_the_plain_one(conditional, sampling):
     mask = torch.rand(5, 16) < torch.tensor([1.0, 1.0, 0.8, 0.4, 0.0])[:, None]
     expected = plain_fill(conditional, codes, mask, conditions, seed=5, **sampling)
     assert conditional.fill(codes, mask, conditions, seed=5, **sampling).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("order", ["confidence", "coarse_first"])
+def test_prefixes_are_filled_as_by_the_plain_one(conditional, order):
+    """Of an elastic tokenizer: what is behind a prefix is absent, neither known nor filled in."""
+    torch.manual_seed(1)
+    conditions = torch.tensor([[0, 0], [1, 0], [2, 3]])
+    there = torch.arange(16) < torch.tensor([3, 9, 16])[:, None]
+    codes = torch.randint(40, (3, 16)).masked_fill(~there, conditional.mask_token)
+    mask = there & (torch.rand(3, 16) < 0.8)
+    expected = plain_fill(conditional, codes, mask, conditions, steps=5, seed=5, order=order)
+    made = conditional.fill(codes, mask, conditions, steps=5, seed=5, order=order)
+    assert made.tolist() == expected.tolist()
+    assert torch.equal(made == conditional.mask_token, ~there)
 
 
 @pytest.mark.parametrize(
