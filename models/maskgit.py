@@ -163,6 +163,7 @@ class MaskGIT(nn.Module):
         plan: str = "exact",
         guidance: float = 1.0,
         guidance_schedule: str = "constant",
+        remask: float = 0.0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Predict the tokens of codes int64 (B, K) where mask bool (B, K) is True; the others stay.
 
@@ -170,12 +171,15 @@ class MaskGIT(nn.Module):
         where they are not final yet. A step samples the unknown tokens at `temperature` from the codes that
         `top_k` and `top_p` leave, and makes the most confident final; the confidence, a log-probability, has
         Gumbel noise of scale `randomness`, annealed linearly to 0 (MaskGIT, section 3.2 and its published
-        sampler). With `order` "halton" it is not confidence that decides but the place in the grid
-        (models.sampling.halton_order), with "coarse_first" the place in the sequence: an elastic tokenizer's
-        first tokens carry the most. With `plan` "as_run" models.sampling.as_run_plan says how many tokens
-        a step decides, whatever the mask, and the noise is annealed from its full scale in the first step to
-        0 in the last of `steps`. Sample i draws its noise from (seed, first_index + i) alone, so that it is
-        the same in any batch and process.
+        sampler). With `order` "entropy" the confidence is minus the entropy of what a token is drawn from. With
+        "halton" it is not confidence that decides but the place in the grid (models.sampling.halton_order),
+        with "coarse_first" the place in the sequence: an elastic tokenizer's first tokens carry the most.
+
+        Before each step but the first, a final token is unknown again with probability `remask`, and as many
+        more become final, so that mistakes can be mended (ReMDM, arXiv 2503.00307, its capped schedule). With
+        `plan` "as_run" models.sampling.as_run_plan says how many tokens a step decides, whatever the mask, and
+        the noise is annealed from its full scale in the first step to 0 in the last of `steps`. Sample i draws
+        its noise from (seed, first_index + i) alone, so that it is the same in any batch and process.
 
         conditions: int64 (B, C), or (C,) for all samples; see condition_indices. Each step's `guidance` goes
         by `guidance_schedule`. Raises ValueError where the tokens can't have the order.
@@ -190,6 +194,9 @@ class MaskGIT(nn.Module):
         as_run = plan == "as_run"
         counts = as_run_plan(schedule, steps, self.num_tokens) if as_run else [None] * steps
         for step, count in enumerate(counts, start=1):
+            if remask and step > 1:
+                lottery = (-(-noise.draw(self.num_tokens)).exp()).exp()  # uniform in [0, 1]
+                unknown = unknown | (mask & (lottery < remask))
             scale = GUIDANCE_SCHEDULES[guidance_schedule](guidance, (step - 1) / max(1, steps - 1))
             logits = self.guided_logits(codes.masked_fill(unknown, self.mask_token), conditions, scale)
             logits = keep_likeliest(logits.float() / temperature, top_k, top_p)
@@ -202,9 +209,12 @@ class MaskGIT(nn.Module):
             if by_place is not None:
                 confidence = by_place.expand(len(codes), -1)
             else:
-                chosen = logits.log_softmax(dim=-1).gather(-1, sampled[..., None])
+                if order == "entropy":
+                    sure = -torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1, keepdim=True)
+                else:
+                    sure = logits.log_softmax(dim=-1).gather(-1, sampled[..., None])
                 annealed = 1 - ((step - 1) / max(1, steps - 1) if as_run else step / steps)
-                confidence = (chosen + randomness * annealed * confidence_noise)[..., 0]
+                confidence = (sure + randomness * annealed * confidence_noise)[..., 0]
             confidence = confidence.masked_fill(~unknown, torch.inf)
             if as_run:
                 stay_unknown = unknown.sum(dim=1) - count

@@ -210,7 +210,14 @@ class SamplingSection(Section):
     top_k: Count | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     # halton is for 2D tokens, coarse_first for those of an elastic tokenizer
-    order: Literal["confidence", "halton", "coarse_first"] = "confidence"
+    order: Literal["confidence", "entropy", "halton", "coarse_first"] = "confidence"
+    remask: ShareBelow1 = 0.0  # how often a token that was final is drawn again, at each step
     plan: Literal["exact", "as_run"] = "exact"  # as_run: models.sampling.as_run_plan, the study's
     guidance: Weight = 1.0  # of a conditional generator: 0 ignores the conditions
     guidance_schedule: Literal["constant", "linear"] = "constant"
+
+    @model_validator(mode="after")
+    def _has_tokens_to_draw_again(self):
+        if self.plan == "as_run" and (self.remask or self.order == "entropy"):
+            raise ValueError("plan: the study's sampler has neither remask nor order entropy; take exact")
+        return self

@@ -105,6 +105,7 @@ def plain_fill(
     order="confidence",
     guidance=1.0,
     guidance_schedule="constant",
+    remask=0.0,
 ):
     """The sampler as its papers tell it, one sample and one token after another.
 
@@ -117,6 +118,9 @@ def plain_fill(
     points = (stats.qmc.Halton(d=2, scramble=False).random(500)[1:] * side).astype(int)
     halton = list(dict.fromkeys(int(row * side + column) for column, row in points))
     for step in range(1, steps + 1):
+        if remask and step > 1:
+            again = np.exp(-np.exp(-noise.draw(length).numpy().astype(np.float64))) < remask
+            unknown |= again & mask.numpy()
         drawn = noise.draw(length, generator.codebook_size + 1).numpy()
         tokens = torch.from_numpy(np.where(unknown, generator.mask_token, codes))
         with torch.no_grad():
@@ -135,7 +139,11 @@ def plain_fill(
                 codes[sample, place] = code
                 probability = np.exp(row[code]) / np.exp(row[may]).sum()
                 annealed = randomness * (1 - step / steps)
-                confidence[place] = np.log(probability) + annealed * drawn[sample, place, -1]
+                sure = np.log(probability)
+                if order == "entropy":
+                    shares = np.exp(row[may]) / np.exp(row[may]).sum()
+                    sure = (shares * np.log(shares)).sum()
+                confidence[place] = sure + annealed * drawn[sample, place, -1]
             if order == "halton":
                 confidence = {place: -halton.index(place) for place in confidence}
             elif order == "coarse_first":
@@ -160,6 +168,9 @@ def plain_fill(
         {"steps": 4, "order": "halton", "schedule": "square", "top_p": 0.9, "guidance": 0.0},
         {"steps": 30, "guidance": 1.7, "top_k": 20},
         {"steps": 6, "order": "coarse_first", "temperature": 0.8, "guidance": 2.0},
+        {"steps": 7, "order": "entropy", "top_k": 12, "randomness": 1.0},
+        {"steps": 9, "remask": 0.3},
+        {"steps": 5, "remask": 0.6, "order": "halton", "top_p": 0.8, "guidance": 2.0},
     ],
     ids=str,
 )
