@@ -171,15 +171,17 @@ class MaskGIT(nn.Module):
         where they are not final yet. A step samples the unknown tokens at `temperature` from the codes that
         `top_k` and `top_p` leave, and makes the most confident final; the confidence, a log-probability, has
         Gumbel noise of scale `randomness`, annealed linearly to 0 (MaskGIT, section 3.2 and its published
-        sampler). With `order` "entropy" the confidence is minus the entropy of what a token is drawn from. With
-        "halton" it is not confidence that decides but the place in the grid (models.sampling.halton_order),
-        with "coarse_first" the place in the sequence: an elastic tokenizer's first tokens carry the most.
+        sampler). With `order` "entropy" the confidence is minus the entropy of what a token is drawn from.
+        With "halton" it is not confidence that decides but the place in the grid
+        (models.sampling.halton_order), with "coarse_first" the place in the sequence: an elastic tokenizer's
+        first tokens carry the most.
 
         Before each step but the first, a final token is unknown again with probability `remask`, and as many
-        more become final, so that mistakes can be mended (ReMDM, arXiv 2503.00307, its capped schedule). With
-        `plan` "as_run" models.sampling.as_run_plan says how many tokens a step decides, whatever the mask, and
-        the noise is annealed from its full scale in the first step to 0 in the last of `steps`. Sample i draws
-        its noise from (seed, first_index + i) alone, so that it is the same in any batch and process.
+        more become final, so that mistakes can be mended (ReMDM, arXiv 2503.00307, its capped schedule).
+        With `plan` "as_run" models.sampling.as_run_plan says how many tokens a step decides, whatever the
+        mask, and the noise is annealed from its full scale in the first step to 0 in the last of `steps`.
+        Sample i draws its noise from (seed, first_index + i) alone, so that it is the same in any batch and
+        process.
 
         conditions: int64 (B, C), or (C,) for all samples; see condition_indices. Each step's `guidance` goes
         by `guidance_schedule`. Raises ValueError where the tokens can't have the order.
