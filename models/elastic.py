@@ -119,7 +119,7 @@ def order_tokens(part: nn.Module, name: str, order: Tensor) -> None:
     tokens.copy_(tokens[order])
     if hasattr(part, "mixing"):
         by_token = part.mixing if name == "latents" else part.mixing.T
-        by_token.copy_(by_token[order].clone())
+        by_token.copy_(by_token[order])
 
 
 def first_tokens(lengths: Tensor, num_tokens: int) -> Tensor:

@@ -47,6 +47,14 @@ class TokenizerConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _has_blocks_for_muon(self):
+        if self.training.optimizer == "muon" and not isinstance(self.model, TiTokSection):
+            raise ValueError(
+                "training.optimizer muon: it is for transformer blocks, which a VQGAN has none of"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_what_to_freeze(self):
         if self.training.freeze_encoder_steps and not self.model.has_pretrained_encoder:
             raise ValueError("training.freeze_encoder_steps: the encoder starts from random weights")

@@ -227,6 +227,32 @@ def test_what_makes_no_sense_is_refused_in_one_line(tmp_path, text):
     assert "odd.yaml" in str(caught.value) and str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "words"),
+    [
+        (TokenizerConfig, "model: {kind: vqgan}\ntraining: {optimizer: muon}", "muon: it is for transformer"),
+        (
+            TokenizerConfig,
+            "model: {elastic: true, decoder: {kind: conv}}",
+            "elastic: a convolutional decoder",
+        ),
+        (TokenizerConfig, "model: {quantizer: {kind: lfq, codebook_size: 60}}", "60 is no power of two"),
+        (TokenizerConfig, "model: {quantizer: {kind: fsq, levels: [2, 8]}}", "greater than or equal to 3"),
+        (TokenizerConfig, "model: {quantizer: {kind: fsq, levels: [4096, 4096, 4]}}", "67,108,864 codes"),
+        (TokenizerConfig, "model: {quantizer: {kind: simvq, rotation: true}}", "rotation"),
+        (GeneratorConfig, "sampling: {plan: as_run, remask: 0.1}", "neither remask nor order entropy"),
+        (GeneratorConfig, "sampling: {plan: as_run, order: entropy}", "neither remask nor order entropy"),
+        (GeneratorConfig, "training: {shard: true, optimizer: muon}", "muon needs whole matrices"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_one_line(tmp_path, kind, text, words):
+    write(tmp_path, "odd.yaml", text)
+    more = ["training.max_steps=1", *(["tokenizer=t"] if kind is GeneratorConfig else [])]
+    with pytest.raises(UserError) as caught:
+        load_config(tmp_path / "odd.yaml", kind, more)
+    assert words in str(caught.value) and str(caught.value).isprintable()
+
+
 def test_a_config_is_utf8(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("run: {name: straße}".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.yaml: not YAML: not UTF-8"):
