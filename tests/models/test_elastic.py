@@ -65,6 +65,17 @@ def test_a_prefix_depends_on_nothing_after_it(tokenizer, images):
         assert length == 8 or not torch.allclose(alone, tokenizer.decode(codes)[place], atol=1e-3)
 
 
+def test_an_absent_token_has_no_place(tokenizer, images):
+    codes = tokenizer.encode(images)
+    before, whole = tokenizer.decode(codes[:, :3]), tokenizer.decode(codes)
+    positions = tokenizer.decoder.token_positions.data
+    kept = positions.clone()
+    positions[3:] += 1
+    assert torch.equal(tokenizer.decode(codes[:, :3]), before)
+    assert not torch.equal(tokenizer.decode(codes), whole)
+    positions.copy_(kept)
+
+
 def test_with_all_tokens_it_is_the_plain_titok(tokenizer, images):
     plain = TiTok(**{name: value for name, value in tokenizer.config.items() if name != "kind"}).eval()
     state = {name: value for name, value in tokenizer.state_dict().items() if name != "absent"}
