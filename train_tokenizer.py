@@ -24,28 +24,20 @@ from data.frames import (
 )
 from errors import UserError, command
 from metrics.similarity import psnr
-from models.discriminator import (
-    LeCam,
-    PatchGAN,
-    adaptive_weight,
-    hinge_discriminator_loss,
-    hinge_generator_loss,
-)
-from models.elastic import ElasticTiTok, draw_lengths
+from models.alignment import PatchFeatures, alignment_loss, projector, source_features
+from models.discriminator import LeCam, adaptive_weight, hinge_discriminator_loss, hinge_generator_loss
 from models.perceptual import LPIPS, ConvNeXtLogits
-from models.pretrained import SOURCES, load_pretrained, load_pretrained_decoder
-from models.storage import build_tokenizer, load_tokenizer
-from models.titok import TiTok
-from models.tokenizer import Tokenizer
+from models.storage import build_tokenizer
 from sizes import height_and_width
 from training.analysis import ANALYSIS_FRAMES, CodebookAnalysis, is_log_spaced
 from training.config import TokenizerConfig, parse_arguments
-from training.model_sections import TiTokSection, VQGANSection
+from training.corruption import draw_corruption
 from training.optimizer import build_optimizer, frozen
 from training.parallel import accumulate
 from training.run import Run
 from training.sections import LossSection
 from training.speed import compile_network
+from training.starts import build_discriminator, build_source, load_start
 from training.watch import warnings
 
 SAMPLE_IMAGES = 8  # in a grid under samples/
@@ -135,7 +127,7 @@ class Networks:
         self.frozen_at_first = [parameter for parameter in pretrained if parameter in in_encoder]
         self.ema = ModelEmaV3(self.tokenizer, decay=config.training.ema_decay, use_warmup=True)
         own = config.discriminator
-        self.discriminator = PatchGAN(own.channels, own.layers, own.norm)
+        self.discriminator = build_discriminator(own, config.model.image_size)
         self.lecam = LeCam()
         self.perceptual = {
             name: network(weights).to(run.device)
@@ -151,6 +143,7 @@ class Networks:
         if run.compile:
             for network in self.perceptual.values():
                 compile_network(network)
+        trained = {"model": self.tokenizer, "discriminator": self.discriminator}
         optimizers = [
             build_optimizer(self.tokenizer, config.training, pretrained, config.training.pretrained_rate),
             build_optimizer(
@@ -160,10 +153,16 @@ class Networks:
                 betas=own.betas,
             ),
         ]
-        self.wrapped, self.wrapped_discriminator = run.prepare(
-            {"model": self.tokenizer, "discriminator": self.discriminator},
-            optimizers,
-            {"ema": self.ema.module, "lecam": self.lecam},
+        self.alignment = config.alignment.weight > 0
+        if self.alignment:
+            aligned = config.alignment
+            self.source = build_source(aligned, config.model.image_size, config.model.patch_size)
+            self.source.to(run.device)
+            self.features = PatchFeatures(self.tokenizer, aligned.block)
+            self.projector = trained["projector"] = projector(config.model.decoder.width, aligned.width)
+            optimizers.append(build_optimizer(self.projector, config.training))
+        self.wrapped, self.wrapped_discriminator, *self.wrapped_projector = run.prepare(
+            trained, optimizers, {"ema": self.ema.module, "lecam": self.lecam}
         )
 
 
@@ -174,23 +173,30 @@ def train_step(
     losses = run.config.losses
     tokenizer, discriminator = networks.tokenizer, networks.discriminator
     wrapped, wrapped_discriminator = networks.wrapped, networks.wrapped_discriminator
-    optimizer, discriminator_optimizer = run.optimizers
+    optimizer, discriminator_optimizer = run.optimizers[:2]
     adversarial = losses.adversarial > 0 and step > losses.adversarial_start
     real_logits, fake_logits = [], []
-    for batch in accumulate(micro_batches, wrapped, wrapped_discriminator):
+    for batch in accumulate(micro_batches, wrapped, wrapped_discriminator, *networks.wrapped_projector):
         images = run.images_of(batch, frames, "train")
-        of_step = {}
-        if isinstance(tokenizer, ElasticTiTok):
-            lengths = draw_lengths(tokenizer.num_tokens, run.config.run.seed, step, batch.indices)
-            of_step = {"lengths": lengths.to(run.device, non_blocking=True)}
+        corruption = draw_corruption(
+            tokenizer, run.config.corruption, run.config.run.seed, step, batch.indices
+        )
+        if corruption:
+            corruption = corruption.to(run.device)
         with run.accelerator.autocast():
-            output = wrapped(images, losses.entropy > 0, losses.entropy_images, **of_step)
+            output = wrapped(images, losses.entropy > 0, losses.entropy_images, corruption)
             terms = {
                 "codebook": output.quantized.codebook_loss,
                 "commitment": output.quantized.commitment_loss,
                 "entropy": output.quantized.entropy_loss,
             }
             of_tokens = sum(weight_of(name, losses, step) * term for name, term in terms.items())
+            if networks.alignment:
+                (wrapped_projector,) = networks.wrapped_projector
+                terms["alignment"] = alignment_loss(
+                    wrapped_projector(networks.features.take()), source_features(networks.source, images)
+                )
+                of_tokens = of_tokens + run.config.alignment.weight * terms["alignment"]
 
             # The losses of pixels go back to the pixels only, each on its own: what they weigh may depend on
             # their gradients, and each network's memory is free before the next needs any.
@@ -230,6 +236,8 @@ def train_step(
     updates = {"gradient_norm": (tokenizer, optimizer)}
     if adversarial:
         updates["discriminator_gradient_norm"] = (discriminator, discriminator_optimizer)
+    if networks.alignment:
+        updates["projector_gradient_norm"] = (networks.projector, run.optimizers[2])
     run.add(**dict(zip(updates, run.clip_and_step(*updates.values()))))
     if adversarial:
         networks.lecam.update(*run.means_over_processes(real_logits, fake_logits))
@@ -242,39 +250,6 @@ def try_step(run: Run, networks: Networks) -> None:
     images = torch.randint(256, (run.micro_batch_size, 3, *size), dtype=torch.uint8)
     batch = ImageBatch(images, torch.zeros(len(images), dtype=torch.int64), {})
     train_step(run, networks, [batch] * run.accumulation, [], run.config.losses.adversarial_start + 1)
-
-
-def load_start(run: Run, tokenizer: Tokenizer, model: TiTokSection | VQGANSection) -> list[nn.Parameter]:
-    """Load the weights that the config starts from, unless the run goes on; returns what they fill."""
-    if model.init_from:
-        if not run.checkpoint:
-            start = load_tokenizer(model.init_from)
-            check_same_architecture(tokenizer.config, start.config, model.init_from)
-            tokenizer.load_state_dict(start.state_dict())
-            run.say(f"tokenizer: starts from {model.init_from}")
-        return list(tokenizer.parameters())
-    filled = []
-    if isinstance(tokenizer, TiTok):
-        for part, network, section, load in (
-            ("encoder", tokenizer.encoder, model.encoder, load_pretrained),
-            ("decoder", tokenizer.decoder, model.decoder, load_pretrained_decoder),
-        ):
-            if getattr(section, "init", None) in SOURCES:
-                if not run.checkpoint:
-                    loaded = load(network, section.init, section.weights)
-                    run.say(f"{part}: starts from {section.init}: {loaded.summary()}")
-                filled += network.pretrained_parameters()
-    return filled
-
-
-def check_same_architecture(config: dict, start: dict, name: str, above: str = "model") -> None:
-    """Raise UserError where the tokenizer to start from is another than the config's."""
-    for key, value in start.items():
-        own = config.get(key)
-        if isinstance(value, dict) and isinstance(own, dict):
-            check_same_architecture(own, value, name, f"{above}.{key}")
-        elif own != value and key != "entropy_temperature":  # which is the loss's
-            raise UserError(f"model.init_from: {name} has {above}.{key} {value}, the config {own}")
 
 
 def reconstruction_terms(

@@ -131,8 +131,10 @@ def train(arguments: argparse.Namespace, name: str, seed: int, model: dict) -> P
 
 
 def evaluate(run: Path, *options: str) -> None:
-    """Measure a run over its validation frames."""
-    perform("evaluate.py", "--run", str(run), *options, "--workers", "0")
+    """Measure a run over its validation frames, unless all of it is measured."""
+    names = [*MEASURED, *(["adaptive"] if "--adaptive" in options else [])]
+    if not all((run / "eval" / f"{name}.json").exists() for name in names):
+        perform("evaluate.py", "--run", str(run), *options, "--workers", "0")
 
 
 def perform(script: str, *options: str) -> None:

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from models.mimetic import coarse_to_fine
 from models.titok import TiTok
-from models.tokenizer import Reconstruction
 
 
 class ElasticTiTok(TiTok):
@@ -30,22 +29,8 @@ class ElasticTiTok(TiTok):
             if self.config[part]["init"] == "mimetic":
                 order_tokens(getattr(self, part), name, order)
 
-    def forward(
-        self,
-        images: Tensor,
-        with_entropy: bool = False,
-        entropy_images: int | None = None,
-        lengths: Tensor | None = None,
-    ) -> Reconstruction:
-        """As Tokenizer's; of each image's tokens the first `lengths` int64 (B,) are kept, by default all."""
-        quantized = self.quantizer(self.to_latents(images), with_entropy, entropy_images)
-        if lengths is None:
-            return Reconstruction(self.to_images(quantized.quantized), quantized)
-        kept = first_tokens(lengths, self.num_tokens)
-        return Reconstruction(self.to_images_of(quantized.quantized, kept), quantized)
-
     def to_images_of(self, quantized: Tensor, is_there: Tensor) -> Tensor:
-        """Images (B, 3, H, W), not clamped, of quantized latents (B, K, D) that are there, bool (B, K)."""
+        """As Tokenizer's, but with the learned vector in the stead of the others."""
         decoder, is_there = self.decoder, is_there[..., None]
         tokens = decoder.from_tokens(quantized) * is_there
         return decoder.draw(tokens, torch.where(is_there, tokens + decoder.token_positions, self.absent))

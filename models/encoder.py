@@ -4,6 +4,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers import LayerNorm, PatchEmbed
@@ -124,13 +125,24 @@ class LatentEncoder(nn.Module):
         """The learned latents (K, width) as they enter the ViT."""
         return self.latents
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] to latents (B, K, width) after the last norm."""
+    def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] to latents (B, K, width) after the last norm.
+
+        visible: of each image the patches int64 (B, n) that go through the ViT, by default all N; the mix of
+        those that a latent begins with is N / n times itself, as with dropout.
+        """
         vit = self.vit
         patches = vit._pos_embed(vit.patch_embed((images - self.mean) / self.std))
+        if visible is not None:
+            places = F.pad(visible + 1, (1, 0))  # the class token is always there
+            patches = patches.gather(1, repeat(places, "b n -> b n d", d=patches.shape[2]))
         latents = repeat(self.placed_latents(), "k d -> b k d", b=len(images))
         if hasattr(self, "mixing"):
-            latents = latents + self.mixing @ patches[:, 1:]
+            mixing = self.mixing
+            if visible is not None:
+                of_each = rearrange(mixing[:, visible], "k b n -> b k n")
+                mixing = of_each * (mixing.shape[1] / visible.shape[1])
+            latents = latents + mixing @ patches[:, 1:]
         x = vit.norm_pre(torch.cat([patches, latents], dim=1))
         return vit.norm(vit.blocks(x)[:, -len(self.latents) :])
 

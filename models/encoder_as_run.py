@@ -97,9 +97,9 @@ class AsRunScratchEncoder(AsRunEncoder):
         """That of the ViT."""
         return SCRATCH
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to latents (B, K, width), which each mix several of the ViT's."""
-        return untransposed(super().forward(images))
+        return untransposed(super().forward(images, visible))
 
 
 UNNAMED = "unnamed"  # the source of an encoder whose checkpoint doesn't tell it

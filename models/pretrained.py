@@ -169,6 +169,7 @@ def build_encoder(
     depth: int = 12,
     heads: int = 12,
     loading: str = "exact",
+    prefix: str = "model.encoder.",
 ) -> LatentEncoder:
     """A LatentEncoder that starts from `init`'s published weights (see load_pretrained)."""
     sizes = {"image_size": image_size, "patch_size": patch_size, "num_latents": num_latents}
@@ -176,16 +177,19 @@ def build_encoder(
     variant = open_clip_weights.variant(weights) if open_clip_weights.is_named(weights) else None
     encoder = build_latent_encoder(init, loading, variant=variant, **sizes)
     if init in SOURCES:
-        load_pretrained(encoder, init, weights)
+        load_pretrained(encoder, init, weights, prefix)
     return encoder
 
 
-def load_pretrained(encoder: LatentEncoder, init: str, weights: str | Path | None = None) -> Loaded:
+def load_pretrained(
+    encoder: LatentEncoder, init: str, weights: str | Path | None = None, prefix: str = "model.encoder."
+) -> Loaded:
     """Fill every parameter of the encoder's ViT from `weights`; the latents are left as they are.
 
     `init` is a key of SOURCES, `weights` one of these files; without it the source's file is fetched from
     the Hub. For clip it may also be open_clip:<model>/<pretrained tag or file>, of any ViT that open_clip
-    publishes; the encoder then has to have the variant of models.open_clip_weights.
+    publishes; the encoder then has to have the variant of models.open_clip_weights. `prefix` is what
+    a config's keys of the encoder begin with, for messages.
     - mae: the authors' `{"model": …}` with or without the decoder, a pre-training checkpoint, timm's;
     - clip: OpenAI's TorchScript archive or its state dict, open_clip's file or checkpoint, timm's;
     - dino: the authors' backbone or full checkpoint, of which the teacher is taken, timm's;
@@ -213,7 +217,7 @@ def load_pretrained(encoder: LatentEncoder, init: str, weights: str | Path | Non
     vit = encoder.vit
     wanted, heads = vit.state_dict(), vit.blocks[0].attn.num_heads
     if not isinstance(encoder, AsRunEncoder):
-        state, loaded = _read_source("encoder", init, weights, wanted, heads, vit.patch_embed.grid_size)
+        state, loaded = _read_source(prefix, init, weights, wanted, heads, vit.patch_embed.grid_size)
         vit.load_state_dict(state)
         return loaded
 
@@ -223,7 +227,7 @@ def load_pretrained(encoder: LatentEncoder, init: str, weights: str | Path | Non
     with torch.device("meta"):
         exact = LatentEncoder(init, pixels, num_latents=1, heads=heads, variant=variant, **sizes)
     state, loaded = _read_source(
-        "encoder",
+        prefix,
         init,
         weights,
         exact.vit.state_dict(),
@@ -263,14 +267,14 @@ def load_pretrained_decoder(decoder: PixelDecoder, init: str, weights: str | Pat
     wanted["cls_token"], wanted["pos_embed"] = own["class_token"][None, None], own["positions"][None]
     heads = decoder.blocks[0].attn.num_heads
     unused = ("patch_embed.proj.",)
-    state, loaded = _read_source("decoder", init, weights, wanted, heads, decoder.grid, unused)
+    state, loaded = _read_source("model.decoder.", init, weights, wanted, heads, decoder.grid, unused)
     state = {names[name]: tensor.view(own[names[name]].shape) for name, tensor in state.items()}
     decoder.load_state_dict(own | state)
     return loaded._replace(filled=[names[name] for name in loaded.filled])
 
 
 def _read_source(
-    part: str,
+    prefix: str,
     init: str,
     weights: str | Path | None,
     wanted: dict[str, Tensor],
@@ -281,19 +285,19 @@ def _read_source(
 ) -> tuple[dict[str, Tensor], Loaded]:
     """A tensor of the file for each of `wanted`, by the ViT's names.
 
-    part: what is filled, "encoder" or "decoder", for messages. grid: of its positions. unused: prefixes
+    prefix: of a config's keys of what is filled, for messages. grid: of its positions. unused: prefixes
     of ViT names that it lacks. hub: where the file is fetched from, the source's own by default.
     """
     source = SOURCES[init]
     width = wanted["cls_token"].shape[-1]
     if width in source.hub and heads != width // 64:
-        raise UserError(f"model.{part}.heads {heads}: {init}'s ViT of width {width} has {width // 64} heads")
+        raise UserError(f"{prefix}heads {heads}: {init}'s ViT of width {width} has {width // 64} heads")
     if open_clip_weights.is_named(weights):
         path = open_clip_weights.fetch(weights)
     elif weights and not Path(weights).is_file():
-        raise UserError(f"model.{part}.weights: {weights} is not a file")
+        raise UserError(f"{prefix}weights: {weights} is not a file")
     else:
-        path = Path(weights) if weights else _fetch(part, init, width, hub or source.hub)
+        path = Path(weights) if weights else _fetch(prefix, init, width, hub or source.hub)
     file, dropped = _read(path)
 
     keys, left_over = {}, []
@@ -314,6 +318,7 @@ def _read_source(
     }
     if any(problems.values()):
         found = "; ".join(f"{problem} {_listed(names)}" for problem, names in problems.items() if names)
+        part = prefix.rstrip("._").split(".")[-1]
         raise UserError(
             f"{path}: not the {init} weights of this {part}, check its init, width and depth: it {found}"
         )
@@ -337,17 +342,17 @@ def _resample(name: str, tensor: Tensor, like: Tensor, grid: tuple[int, int]) ->
     return tensor
 
 
-def _fetch(part: str, init: str, width: int, hub: dict[int, tuple[str, str]]) -> Path:
+def _fetch(prefix: str, init: str, width: int, hub: dict[int, tuple[str, str]]) -> Path:
     if width not in hub:
         widths = ", ".join(map(str, hub))
-        raise UserError(f"model.{part}.width {width}: {init} weights are published for widths {widths}")
+        raise UserError(f"{prefix}width {width}: {init} weights are published for widths {widths}")
     hub_id, file = hub[width]
     try:
         return Path(hf_hub_download(hub_id, file))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{hub_id}/{file}: the {init} weights are neither in the Hugging Face cache nor "
-            f"downloadable ({type(error).__name__}); give a file with model.{part}.weights"
+            f"downloadable ({type(error).__name__}); give a file with {prefix}weights"
         ) from error
 
 

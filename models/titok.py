@@ -72,9 +72,12 @@ class TiTok(Tokenizer):
         """The weight of the convolution that makes the pixels."""
         return self.decoder.last_layer
 
-    def to_latents(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to latents (B, K, token_size), before quantization."""
-        return self.to_tokens(self.encoder(images))
+    def to_latents(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W) to latents (B, K, token_size), before quantization.
+
+        visible: the patches that count, in training (LatentEncoder).
+        """
+        return self.to_tokens(self.encoder(images, visible))
 
     def to_images(self, quantized: Tensor) -> Tensor:
         """Quantized latents (B, K, token_size) to images (B, 3, H, W), not clamped."""

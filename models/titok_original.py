@@ -56,9 +56,9 @@ class TwoStageTiTok(TiTok):
         """The weight of the convolution that makes the pixels."""
         return self.decoder.smooth.conv_out.weight
 
-    def to_latents(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to latents (B, K, token_size), before quantization."""
-        return self.to_tokens(untransposed(self.encoder(images)))
+    def to_latents(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
+        """As TiTok's, of the encoder's outputs untransposed."""
+        return self.to_tokens(untransposed(self.encoder(images, visible)))
 
 
 class PixelCodes(nn.Module):

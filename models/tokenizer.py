@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.corruption import Corruption
 from models.quantizer import Quantized, VectorQuantizer
 from sizes import Size, as_written, height_and_width
 
@@ -35,11 +36,35 @@ class Tokenizer(nn.Module):
         self.codebook_size = quantizer.codebook_size
 
     def forward(
-        self, images: Tensor, with_entropy: bool = False, entropy_images: int | None = None
+        self,
+        images: Tensor,
+        with_entropy: bool = False,
+        entropy_images: int | None = None,
+        corruption: Corruption | None = None,
     ) -> Reconstruction:
-        """Reconstruct images (B, 3, H, W) in [0, 1], with the losses of models.quantizer."""
-        quantized = self.quantizer(self.to_latents(images), with_entropy, entropy_images)
-        return Reconstruction(self.to_images(quantized.quantized), quantized)
+        """Reconstruct images (B, 3, H, W) in [0, 1], with the losses of models.quantizer.
+
+        corruption: what is hidden on the way, in training; the losses are of the latents without noise.
+        """
+        if corruption is None:
+            quantized = self.quantizer(self.to_latents(images), with_entropy, entropy_images)
+            return Reconstruction(self.to_images(quantized.quantized), quantized)
+        of_patches = {} if corruption.visible is None else {"visible": corruption.visible}
+        latents = self.to_latents(images, **of_patches)
+        quantized = self.quantizer(latents, with_entropy, entropy_images)
+        shown = quantized.quantized
+        if corruption.noise is not None:
+            shown = self.quantizer(corruption.mixed(latents)).quantized
+        if corruption.kept is None:
+            return Reconstruction(self.to_images(shown), quantized)
+        return Reconstruction(self.to_images_of(shown, corruption.kept), quantized)
+
+    def to_images_of(self, quantized: Tensor, is_there: Tensor) -> Tensor:
+        """Images (B, 3, H, W), not clamped, of quantized latents (B, K, D) that are there, bool (B, K).
+
+        In the stead of the others are zeros.
+        """
+        return self.to_images(quantized * is_there[..., None])
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

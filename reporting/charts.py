@@ -3,14 +3,16 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
+import altair as alt
 import numpy as np
 
+from comparison.interventions import interventions, plain_generator
 from comparison.recipes import AS_RUN, label, match, system
 from comparison.runs import Run
 from comparison.study import FIGURES, StudyPoint
 from comparison.tables import Table, build_tables, find_cell
 from metrics.frechet import OTHER_DISTANCES
-from reporting.drawing import Figure, Point, Series, draw_bars, draw_curves, draw_lines, draw_scatter
+from reporting.drawing import Arrow, Figure, Point, Series, draw_bars, draw_curves, draw_lines, draw_scatter
 from reporting.elastic import elastic_series, length_chart
 
 SMOOTHED_SHARE = 0.04  # of a curve's logged values, over which the mean goes
@@ -58,6 +60,7 @@ def build_charts(runs: list[Run]) -> list[Figure]:
         *_study_charts(tables, tokenizers),
         *_loss_charts(tokenizers),
         _rfid_gfid_chart(generators, tables),
+        *(_both_chart(generators, metric) for metric in OTHER_DISTANCES),
         *(_other_features_chart(runs, metric) for metric in OTHER_DISTANCES),
         length_chart(tokenizers),
         *_training_charts("tokenizer", TOKENIZER_CURVES, tokenizers),
@@ -189,26 +192,61 @@ def _rfid_gfid_chart(generators: list[Run], tables: list[Table]) -> Figure | Non
     }
     rfid, gfid = ({point.x: point.y for point in points} for points in FIGURES["figure_4"].series.values())
     study = {name: [Point(rfid[name], gfid[name], "study", "Tables 1, 4 and 5")] for name in rfid}
-    ours, noted = defaultdict(list), []
-    for run in generators:
-        tokenizer = run.tokenizer
-        if tokenizer and "gfid" in run.results and "rfid" in tokenizer.results:
-            values = tokenizer.results["rfid"]["value"], run.results["gfid"]["value"]
-            note = f"{_origin(tokenizer, 'rfid')}\n{_origin(run, 'gfid')}"
-            ours[system(tokenizer)].append(Point(*values, f"{tokenizer.name}, {run.name}", note))
-            if not {("rfid", tokenizer.name), ("gfid", run.name)} <= as_study:
-                noted.append(run.name)
-    if not ours:
+    points = _points_of_both(generators, "rfid", "gfid")
+    if not points:
         return None
-    series = []
-    for look, name in enumerate(study | ours):
-        series += [Series(name, look, ours[name]), Series(name, look, study.get(name, []), "study")]
+    noted = [
+        run.name for run, _ in points if not {("rfid", run.tokenizer.name), ("gfid", run.name)} <= as_study
+    ]
     caption = (
         "FID of a tokenizer's reconstructions, and of the images that MaskGIT makes of its tokens; lower is "
         "better. If better reconstruction meant better generation, the points would lie on a rising line."
     )
-    drawing = draw_scatter([each for each in series if each.points], "rFID", "gFID")
-    return Figure("rfid_gfid", "rFID against gFID", caption + _remark(noted), drawing)
+    drawing, about_arrows = _draw_both(points, study, "rFID", "gFID")
+    return Figure("rfid_gfid", "rFID against gFID", caption + about_arrows + _remark(noted), drawing)
+
+
+def _both_chart(generators: list[Run], metric: str) -> Figure | None:
+    """For each generator, the Fréchet distance that isn't FID of its tokenizer, and its own."""
+    points = _points_of_both(generators, metric, metric)
+    if not points:
+        return None
+    caption = f"As rFID against gFID, but of features of {OTHER_DISTANCES[metric]}; lower is better."
+    drawing, about_arrows = _draw_both(points, {}, "of reconstructions", "of generated images")
+    return Figure(f"{metric}_both", f"{metric} of both against each other", caption + about_arrows, drawing)
+
+
+def _points_of_both(generators: list[Run], of_tokenizer: str, of_generator: str) -> list[tuple[Run, Point]]:
+    """Generators that have one result and whose tokenizers have the other, and where they are."""
+    points = []
+    for run in generators:
+        tokenizer = run.tokenizer
+        if tokenizer and of_generator in run.results and of_tokenizer in tokenizer.results:
+            values = tokenizer.results[of_tokenizer]["value"], run.results[of_generator]["value"]
+            note = f"{_origin(tokenizer, of_tokenizer)}\n{_origin(run, of_generator)}"
+            points.append((run, Point(*values, f"{tokenizer.name}, {run.name}", note)))
+    return points
+
+
+def _draw_both(
+    points: list[tuple[Run, Point]], study: dict[str, list[Point]], x_label: str, y_label: str
+) -> tuple[alt.LayerChart, str]:
+    """The drawing, with arrows from plain tokenizers to those made for generation, and words on these."""
+    ours = defaultdict(list)
+    for run, point in points:
+        ours[", ".join([system(run.tokenizer), *interventions(run.tokenizer.config)])].append(point)
+    series = []
+    for look, name in enumerate(study | ours):
+        series += [Series(name, look, ours[name]), Series(name, look, study.get(name, []), "study")]
+    places = {run.name: point for run, point in points}
+    arrows = []
+    for run, point in points:
+        plain = plain_generator(run, [run for run, _ in points])
+        if plain is not None:
+            arrows.append(Arrow(places[plain.name], point))
+    drawing = draw_scatter([each for each in series if each.points], x_label, y_label, arrows)
+    about = " An arrow goes from a plain tokenizer to the same one made for generation." if arrows else ""
+    return drawing, about
 
 
 def _other_features_chart(runs: list[Run], metric: str) -> Figure | None:

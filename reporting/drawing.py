@@ -19,6 +19,7 @@ SHAPES += [  # a pentagon, an x, a star; as paths in a square from -1 to 1
     "M-1,-.6L-.6,-1L0,-.4L.6,-1L1,-.6L.4,0L1,.6L.6,1L0,.4L-.6,1L-1,.6L-.4,0Z",
     "M0,-1.1L.3,-.4L1.05,-.34L.48,.15L.65,.89L0,.5L-.65,.89L-.48,.15L-1.05,-.34L-.3,-.4Z",
 ]
+ARROWHEAD = "M0,-1L.75,.8L0,.4L-.75,.8Z"
 DASHES = [[1, 0], [6, 3], [2, 2]]
 STUDY_DASH = [5, 4]
 INK, PAPER = "#333333", "white"  # page.css has others for a dark ground
@@ -93,6 +94,13 @@ class Series(NamedTuple):
     raw: Sequence[Point] = ()  # a thin line under a curve
 
 
+class Arrow(NamedTuple):
+    """From one point to another."""
+
+    start: Point
+    end: Point
+
+
 def over_places(name: str, look: int, run: str, values: np.ndarray) -> Series:
     """Values of a run over their places, which count from 1."""
     points = [Point(place, value, run, name) for place, value in enumerate(values.tolist(), start=1)]
@@ -124,8 +132,10 @@ def draw_lines(
     return _whole([*lines, *_error_bars(place, looks, "y"), *_markers(place, looks, said)], _rows(series))
 
 
-def draw_scatter(series: Sequence[Series], x_label: str, y_label: str) -> alt.LayerChart:
-    """Points with a value on each axis, neither of which begins at 0."""
+def draw_scatter(
+    series: Sequence[Series], x_label: str, y_label: str, arrows: Sequence[Arrow] = ()
+) -> alt.LayerChart:
+    """Points with a value on each axis, neither of which begins at 0, and arrows between some of them."""
     place = {
         axis: kind(
             f"{axis}:Q", title=label, scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(grid=True)
@@ -133,7 +143,8 @@ def draw_scatter(series: Sequence[Series], x_label: str, y_label: str) -> alt.La
         for axis, kind, label in (("x", alt.X, x_label), ("y", alt.Y, y_label))
     }
     said = [alt.Tooltip("x:Q", title=x_label, format=".2f"), alt.Tooltip("y:Q", title=y_label, format=".2f")]
-    return _whole(_markers(place, _looks(series), said), _rows(series))
+    layers = [*_arrows(place, arrows), *_markers(place, _looks(series), said)]
+    return _whole(layers, _rows(series))
 
 
 def draw_bars(series: Sequence[Series], x_label: str) -> alt.LayerChart:
@@ -333,9 +344,35 @@ def _markers(place: dict, looks: dict, said: list[alt.Tooltip]) -> list[alt.Char
     ]
 
 
+def _arrows(place: dict, arrows: Sequence[Arrow]) -> list[alt.Chart]:
+    """A line for each, with a head in its middle, where no marker hides it."""
+    if not arrows:
+        return []
+    rows = [
+        {"x": start.x, "y": start.y, "x2": end.x, "y2": end.y}
+        | {"xm": (start.x + end.x) / 2, "ym": (start.y + end.y) / 2}
+        for start, end in arrows
+    ]
+    across, down = (f"(scale('{axis}', datum.{axis}2) - scale('{axis}', datum.{axis}))" for axis in "xy")
+    turned = alt.ExprRef(f"90 + atan2({down}, {across}) * 180 / PI")  # degrees, from upwards
+    chart = alt.Chart(values(rows)).encode(**place)
+    return [
+        chart.mark_rule(color=INK, opacity=0.6).encode(x2="x2:Q", y2="y2:Q"),
+        chart.mark_point(shape=ARROWHEAD, filled=True, size=90, angle=turned, color=INK).encode(
+            x=_at("xm:Q", place["x"]), y=_at("ym:Q", place["y"])
+        ),
+    ]
+
+
+def _at(field: str, encoding: alt.X | alt.Y) -> alt.X | alt.Y:
+    """The same encoding of another field."""
+    other = encoding.copy()
+    other.shorthand = field
+    return other
+
+
 def _error_bars(place: dict, looks: dict, along: Literal["x", "y"]) -> list[alt.Chart]:
-    shown = place | {along: place[along].copy(), f"{along}2": "high:Q", "color": looks["color"]}
-    shown[along].shorthand = "low:Q"
+    shown = place | {along: _at("low:Q", place[along]), f"{along}2": "high:Q", "color": looks["color"]}
     return [alt.Chart().transform_filter("datum.high > datum.low").mark_rule(strokeWidth=1.6).encode(**shown)]
 
 

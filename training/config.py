@@ -10,8 +10,9 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 
 from errors import UserError
 from sizes import as_written, height_and_width
-from training.model_sections import MaskGITSection, TiTokSection, VQGANSection, with_kind
+from training.model_sections import AlignmentSection, MaskGITSection, TiTokSection, VQGANSection, with_kind
 from training.sections import (
+    CorruptionSection,
     DataSection,
     DiscriminatorSection,
     GeneratorData,
@@ -35,6 +36,8 @@ class TokenizerConfig(Section):
     ] = TiTokSection()
     discriminator: DiscriminatorSection = DiscriminatorSection()
     losses: LossSection = LossSection()
+    corruption: CorruptionSection = CorruptionSection()
+    alignment: AlignmentSection = AlignmentSection()
     training: TokenizerTraining
 
     @model_validator(mode="after")
@@ -60,6 +63,17 @@ class TokenizerConfig(Section):
             raise ValueError("training.freeze_encoder_steps: the encoder starts from random weights")
         if self.training.freeze_projection and not isinstance(self.model, TiTokSection):
             raise ValueError("training.freeze_projection: it is of a TiTok")
+        return self
+
+    @model_validator(mode="after")
+    def _has_patches_and_blocks(self):
+        if self.corruption.patches and not isinstance(self.model, TiTokSection):
+            raise ValueError("corruption.patches: it is of a TiTok")
+        depth = getattr(getattr(self.model, "decoder", None), "depth", 0)
+        if self.alignment.weight and self.alignment.block > depth:
+            raise ValueError(
+                f"alignment.block {self.alignment.block}: the decoder has {depth} transformer blocks"
+            )
         return self
 
 

@@ -88,6 +88,19 @@ class VitDecoderSection(PretrainedVit):
         return self
 
 
+class AlignmentSection(PretrainedVit):
+    """A frozen source, like whose features of patches the ViT decoder's are to be; see models.alignment."""
+
+    weight: Weight = 0.0  # of the loss, beside the reconstruction's (GigaTok: 0.5); 0: there is none
+    block: Depth = 3  # of the decoder, counted from 1, whose outputs are aligned
+
+    @model_validator(mode="after")
+    def _has_a_source(self):
+        if self.weight and self.init in (*FROM_SCRATCH, "titok"):
+            raise ValueError(f"init: {self.init} has no weights; name a source to align with")
+        return self
+
+
 class ConvDecoderSection(Section):
     """The study's decoder of VQGAN's convolutions; see models.conv_decoder."""
 

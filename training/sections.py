@@ -190,12 +190,25 @@ class LossSection(Section):
     lecam: Weight = 0.0
 
 
+class CorruptionSection(Section):
+    """What training hides of an image, so that its tokens are easier to generate; see training.corruption."""
+
+    # Of the patches that a TiTok's encoder sees a share of at most so many is hidden, at each step another
+    # (l-DeTok: 0.7)
+    patches: ShareBelow1 = 0.0
+    tokens: ShareBelow1 = 0.0  # of the tokens that the decoder sees, of each image another
+    noise: Weight = 0.0  # standard deviation of what latents are mixed with before quantization (l-DeTok: 3)
+
+
 class DiscriminatorSection(Section):
-    """The PatchGAN discriminator, and its optimizer where that differs from the tokenizer's."""
+    """PatchGAN and what may be beside it, and their optimizer where that differs from the tokenizer's."""
 
     channels: Count = 64
     layers: Count = 3
     norm: Literal["group", "batch"] = "group"  # batch: over the images of a part, as the original's
+    # DINO's ViT-S, frozen, judges beside it (models.dino_discriminator)
+    dino: bool = False
+    dino_weights: PathText | None = None  # the authors' file or timm's; by default it is fetched
     learning_rate: Rate | None = None
     betas: tuple[ShareBelow1, ShareBelow1] | None = None
 

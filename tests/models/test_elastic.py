@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from models.corruption import Corruption
 from models.elastic import (
     ElasticTiTok,
     best_lengths,
     doubled_lengths,
     draw_lengths,
+    first_tokens,
     some_lengths,
     squared_error,
 )
@@ -51,7 +53,7 @@ def test_a_prefix_depends_on_nothing_after_it(tokenizer, images):
     codes = tokenizer.encode(images)
     lengths = torch.tensor([1, 3, 8, 2, 5])
     with torch.no_grad():
-        trained = tokenizer(images, lengths=lengths).images.clamp(0, 1)
+        trained = tokenizer(images, corruption=Corruption(kept=first_tokens(lengths, 8))).images.clamp(0, 1)
     together = tokenizer.decode(tokenizer.shorten(codes, lengths))
     for place, length in enumerate(lengths.tolist()):
         alone = tokenizer.decode(codes[place : place + 1, :length])[0]
@@ -92,7 +94,9 @@ def test_dropped_tokens_learn_nothing_of_the_pixels(tokenizer, images):
     tokenizer.to_latents = lambda _: latents
     try:
         lengths = torch.tensor([1, 3, 8, 2, 5])
-        tokenizer(images, lengths=lengths).images.square().sum().backward()
+        tokenizer(
+            images, corruption=Corruption(kept=first_tokens(lengths, 8))
+        ).images.square().sum().backward()
     finally:
         del tokenizer.to_latents
     reached = latents.grad.abs().sum(dim=2) > 0
