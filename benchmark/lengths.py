@@ -8,14 +8,11 @@ frames with lengths of their own, and of the whole frame's middle. What is finis
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
-from statistics import mean, stdev
 
 import torch
-import yaml
 
+from benchmark.small import HEIGHT, TOKENIZER, evaluate, over_seeds, train, value_of
 from data.frames import FrameDataset, collate_images, list_frames, to_unit_range
 from errors import command
 from metrics.similarity import psnr
@@ -23,29 +20,9 @@ from models.storage import load_tokenizer
 from options import number
 from training.finished import read_run
 
-ROOT = Path(__file__).parents[1]
 LENGTHS = (8, 16, 32, 64)
-HEIGHT = 128  # pixels
 BATCH = 16
 MEASURED = {"psnr": "PSNR in dB", "fd_efficientnet_lite0": "fd_efficientnet_lite0"}
-SMALL = {"width": 128, "heads": 4, "init": "mimetic", "mixing": True}
-CONFIG = {
-    "data": {"workers": 0},
-    "model": {
-        "image_size": HEIGHT,
-        "encoder": {**SMALL, "depth": 1, "stem": "conv"},
-        "decoder": {**SMALL, "depth": 2, "head": "conv"},
-        "quantizer": {"codebook_size": 1024},
-    },
-    "losses": {
-        **{"codebook": 0.0625, "commitment": 0.015, "entropy": 0.00125},
-        **{"lpips": 0, "convnext": 0, "adversarial": 0},
-    },
-    "training": {
-        **{"global_batch_size": 8, "device_batch_size": 8, "optimizer": "muon", "learning_rate": 2.0e-3},
-        **{"warmup_steps": 40, "schedule": "cosine", "ema_decay": 0.99, "log_every": 25},
-    },
-}
 
 
 @command
@@ -69,21 +46,23 @@ def main() -> None:
 
 def one_seed(arguments: argparse.Namespace, seed: int) -> dict:
     """Train and measure every model of a seed."""
-    alone = {
-        length: train(arguments, f"titok_{length}_seed{seed}", seed, {"num_tokens": length})
-        for length in LENGTHS
-    }
+
+    def trained(name: str, **model: object) -> Path:
+        changes = {"data": {"frames": str(arguments.frames)}, "model": model}
+        return train(arguments.out, f"{name}_seed{seed}", seed, arguments.steps, TOKENIZER, changes)
+
+    alone = {length: trained(f"titok_{length}", num_tokens=length) for length in LENGTHS}
     longest = LENGTHS[-1]
-    elastic = train(arguments, f"elastic_seed{seed}", seed, {"num_tokens": longest, "elastic": True})
+    elastic = trained("elastic", num_tokens=longest, elastic=True)
     asked = [word for length in LENGTHS[:-1] for word in ("--num-tokens", str(length))]
     measures = ("--psnr", "--rfid", "--feature-extractor", "efficientnet-lite0")
     for run in alone.values():
-        evaluate(run, *measures)
-    evaluate(elastic, *measures, "--adaptive", *asked)
+        evaluate(run, [*MEASURED], *measures)
+    evaluate(elastic, [*MEASURED, "adaptive"], *measures, "--adaptive", *asked)
     adaptive = read_run(elastic).folder / "eval" / "adaptive.json"
     shape = [HEIGHT, arguments.wide]
     tokens = round(longest * arguments.wide / HEIGHT)
-    wide = train(arguments, f"wide_seed{seed}", seed, {"num_tokens": tokens, "image_size": shape})
+    wide = trained("wide", num_tokens=tokens, image_size=shape)
     square = alone[longest]
     return {
         "seed": seed,
@@ -107,51 +86,11 @@ def one_seed(arguments: argparse.Namespace, seed: int) -> dict:
     }
 
 
-def train(arguments: argparse.Namespace, name: str, seed: int, model: dict) -> Path:
-    """The run of a model of so many steps, trained unless it is."""
-    config = {
-        **CONFIG,
-        "run": {"name": name, "dir": str(arguments.out / "runs"), "seed": seed, "tracker": "none"},
-    }
-    config["data"] = CONFIG["data"] | {"frames": str(arguments.frames)}
-    config["model"] = CONFIG["model"] | model
-    steps = {
-        "max_steps": arguments.steps,
-        "validate_every": arguments.steps,
-        "checkpoint_every": arguments.steps,
-    }
-    config["training"] = CONFIG["training"] | steps
-    path = arguments.out / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config))
-    run = arguments.out / "runs" / name
-    if not (run / "model" / "config.json").exists():
-        perform("train_tokenizer.py", "--config", str(path))
-    return run
-
-
-def evaluate(run: Path, *options: str) -> None:
-    """Measure a run over its validation frames, unless all of it is measured."""
-    names = [*MEASURED, *(["adaptive"] if "--adaptive" in options else [])]
-    if not all((run / "eval" / f"{name}.json").exists() for name in names):
-        perform("evaluate.py", "--run", str(run), *options, "--workers", "0")
-
-
-def perform(script: str, *options: str) -> None:
-    """Run a script to its end."""
-    subprocess.run([sys.executable, str(ROOT / script), *options], check=True)
-
-
-def value_of(run: Path, metric: str) -> dict:
-    """A result of evaluate.py."""
-    return json.loads((run / "eval" / f"{metric}.json").read_text())
-
-
 def seconds_of(run: Path, steps: int) -> float:
     """The median seconds of a step, by what the run logged."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rates = sorted(line["train/images_per_second"] for line in lines if "train/images_per_second" in line)
-    return CONFIG["training"]["global_batch_size"] / rates[len(rates) // 2]
+    return TOKENIZER["training"]["global_batch_size"] / rates[len(rates) // 2]
 
 
 @torch.inference_mode()
@@ -195,11 +134,6 @@ def as_markdown(results: list[dict], arguments: argparse.Namespace) -> str:
     lines.append(f"| {HEIGHT}×{HEIGHT} | {LENGTHS[-1]} | {over_seeds(square)} |")
     lines.append(f"| {arguments.wide}×{HEIGHT} | {results[0]['wide_tokens']} | {over_seeds(wide)} |")
     return "\n".join(lines) + "\n"
-
-
-def over_seeds(values: list[float]) -> str:
-    """Their mean, and where there are several their sample standard deviation."""
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from argparse import Namespace
 
-from benchmark.lengths import CONFIG, LENGTHS, MEASURED, as_markdown
+from benchmark.lengths import LENGTHS, MEASURED, as_markdown
+from benchmark.small import TOKENIZER, with_changes
 from training.config import TokenizerConfig
 
 
@@ -37,10 +38,7 @@ def test_values_are_means_with_their_deviations():
 
 def test_its_networks_are_configs():
     for model in ({"num_tokens": 64, "elastic": True}, {"num_tokens": 112, "image_size": [128, 224]}):
-        config = CONFIG | {
-            "model": CONFIG["model"] | model,
-            "training": CONFIG["training"] | {"max_steps": 1},
-        }
+        config = with_changes(TOKENIZER, {"model": model, "training": {"max_steps": 1}})
         assert (
             TokenizerConfig.model_validate(config).model.architecture()["num_tokens"] == model["num_tokens"]
         )
