@@ -10,7 +10,14 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.frames import FrameDataset, content_fingerprint, evaluation_loader, list_frames, to_unit_range
+from data.frames import (
+    Frame,
+    FrameDataset,
+    content_fingerprint,
+    evaluation_loader,
+    list_frames,
+    to_unit_range,
+)
 from evaluation.networks import unique
 from metrics import as_run
 from metrics.features import FeatureCache, FeatureSet
@@ -52,23 +59,27 @@ class ValidationFrames:
         return torch.from_numpy(array).to(self.accelerator.device)
 
     def batches(self, num: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share, a stretch of the list or of its first `num`: places (B,) in it, and images
-        (B,3,H,W) in [0,1].
+        """This process's share of the list or of its first `num`, as share gives it."""
+        return self.share("val", self.listed[:num])
+
+    def share(self, split: str, listed: list[Frame]) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's stretch of a list of frames of a split: places (B,) in it, and images (B,3,H,W) in
+        [0,1].
 
         Over all processes each frame comes exactly once, but for those that can't be read, which are named.
         """
         index, processes = self.accelerator.process_index, self.accelerator.num_processes
-        listed = self.listed[:num]
         start, end = (len(listed) * each // processes for each in (index, index + 1))
-        dataset = FrameDataset(self.folder / "val", listed[start:end], self.size, self.run.config.data.resize)
+        folder = self.folder / split
+        dataset = FrameDataset(folder, listed[start:end], self.size, self.run.config.data.resize)
         loader = evaluation_loader(dataset, self.arguments.batch_size, self.arguments.workers)
         broken = {}
-        for batch in tqdm(loader, desc=f"{self.folder}/val", disable=not self.accelerator.is_main_process):
+        for batch in tqdm(loader, desc=str(folder), disable=not self.accelerator.is_main_process):
             broken |= batch.broken
             if len(batch.images):
                 yield start + batch.indices, to_unit_range(batch.images, self.accelerator.device)
         for place, reason in broken.items():
-            tqdm.write(f"{self.folder}/val/{dataset.frames[place].file_name}: {reason}, left out")
+            tqdm.write(f"{folder}/{dataset.frames[place].file_name}: {reason}, left out")
 
     def features(self, extractors: dict[str, nn.Module]) -> tuple[dict[str, Tensor], FeatureSet]:
         """The features (n, dim) that are kept, on the main process, and a set for those that aren't."""

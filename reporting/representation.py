@@ -18,11 +18,12 @@ from comparison.texts import to_csv
 from data.frames import Frame, FrameDataset, to_unit_range
 from errors import UserError
 from metrics.representation import ABLATED_FRAMES, Tokens, linear_cka, measure_tokens
-from models.pretrained import SOURCES, build_encoder
+from models.pretrained import SOURCES
 from models.storage import load_tokenizer
 from models.tokenizer import Tokenizer
 from reporting.drawing import Figure, draw_panels, over_places, values
 from sizes import height_and_width
+from training.finished import load_source
 from training.model_sections import TiTokSection
 
 BATCH = 16  # images at once
@@ -135,18 +136,7 @@ def encode(tokenizer: Tokenizer, images: Tensor, device: torch.device) -> tuple[
 
 def source_features(model: TiTokSection, images: Tensor, device: torch.device) -> Tensor:
     """The mean patch token (N, width), on the CPU, of the ViT that a TiTok's encoder starts from."""
-    size = model.encoder
-    encoder = build_encoder(
-        size.init,
-        size.weights,
-        model.image_size,
-        model.patch_size,
-        num_latents=1,
-        width=size.width,
-        depth=size.depth,
-        heads=size.heads,
-    )
-    encoder.to(device).eval()
+    encoder = load_source(model).to(device)
     parts = [encoder.forward_features(to_unit_range(part, device)) for part in images.split(BATCH)]
     return torch.cat([part[:, 1:].mean(dim=1) for part in parts]).cpu()
 

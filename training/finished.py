@@ -8,11 +8,14 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from errors import UserError
+from models.encoder import LatentEncoder
 from models.maskgit import MaskGIT
+from models.pretrained import build_encoder
 from models.sampling import check_order
 from models.storage import GENERATORS, fingerprint, load_generator, load_tokenizer, read_provenance
 from models.tokenizer import Tokenizer
 from training.config import GeneratorConfig, TokenizerConfig, parse_yaml
+from training.model_sections import TiTokSection
 
 
 class FinishedRun(NamedTuple):
@@ -84,6 +87,18 @@ def tokenizer_of(run: FinishedRun) -> str:
     named = run.config.tokenizer
     beside = run.folder.parent / Path(named).name
     return str(beside) if not Path(named).exists() and (beside / "model").is_dir() else named
+
+
+def load_source(model: TiTokSection) -> LatentEncoder:
+    """The published ViT that a TiTok's encoder starts from, at the tokenizer's image and patch size.
+
+    Raises UserError where its weights can't be had.
+    """
+    encoder = model.encoder
+    size = {"width": encoder.width, "depth": encoder.depth, "heads": encoder.heads}
+    return build_encoder(
+        encoder.init, encoder.weights, model.image_size, model.patch_size, num_latents=1, **size
+    ).eval()
 
 
 def load_with_tokenizer(run: FinishedRun) -> tuple[MaskGIT, Tokenizer]:
