@@ -20,6 +20,7 @@ from evaluation.fill import measure_fill
 from evaluation.frames import ValidationFrames, add_up, gather
 from evaluation.locality import FRAMES_TO_EDIT, measure_locality
 from evaluation.networks import build_extractors, build_similarities, sources_of, unique
+from evaluation.probe import measure_probe
 from evaluation.reconstruction import Pass, by_length, lengths_to_measure
 from evaluation.results import save_result
 from files import holding, remove_leftovers
@@ -165,16 +166,22 @@ def measure_tokenizer(
     arguments: argparse.Namespace,
     failures: list[str],
 ) -> None:
-    """All of a tokenizer's metrics from one pass over the validation frames and their reconstructions."""
+    """All of a tokenizer's metrics: from one pass over the validation frames and their reconstructions, but
+    for probes."""
     extractors = build_extractors(accelerator, metrics, sources_of(arguments), failures)
     similarities = build_similarities(accelerator, metrics, sources_of(arguments), failures)
-    if not extractors and not similarities and not {"codebook", "adaptive"} & set(metrics):
+    of_reconstructions = extractors or similarities or {"codebook", "adaptive"} & set(metrics)
+    if not of_reconstructions and "probe" not in metrics:
         return
     tokenizer = load_tokenizer(run.folder).to(accelerator.device)
     lengths = lengths_to_measure(tokenizer, run, metrics, arguments)
     usage = CodebookUsage(tokenizer.codebook_size, accelerator.device)
     frames = ValidationFrames(accelerator, run, tokenizer.image_size, arguments, failures)
     compile_for(len(frames.listed), tokenizer)
+    if "probe" in metrics:
+        measure_probe(frames, tokenizer)
+    if not of_reconstructions:
+        return
     kept, real = frames.features(extractors)
     functions = {name: each.function for name, each in similarities.items()}
     passes = {length: Pass(functions, extractors, accelerator.device) for length in lengths}

@@ -118,6 +118,12 @@ METRICS = {
         "PSNR of an elastic tokenizer where each frame has the tokens that it needs, and which need more",
         in_all=False,
     ),
+    "probe": Metric(
+        (TOKENIZER,),
+        "how well a linear model tells weather, scene and time of day from the tokens; trained on at most "
+        "10,000 training frames",
+        in_all=False,
+    ),
     "fill": Metric(
         (GENERATOR,),
         "how well masked tokens of frames are filled in, by --mask-ratio",

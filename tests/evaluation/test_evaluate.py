@@ -207,8 +207,8 @@ def test_two_processes_measure_the_same(workplace, conditional):
     for run, asked, names, features in (
         (
             workplace / "runs" / "tok",
-            ("--kid", "--prc", "--psnr", "--feature-extractor", "efficientnet-lite0"),
-            (f"kid{suffix}", f"prc{suffix}", "psnr"),
+            ("--kid", "--prc", "--psnr", "--probe", "--feature-extractor", "efficientnet-lite0"),
+            (f"kid{suffix}", f"prc{suffix}", "psnr", "probe"),
             "efficientnet-lite0-",
         ),
         (
@@ -238,7 +238,8 @@ def test_two_processes_measure_the_same(workplace, conditional):
             expected = 5 if run == conditional and name != "fill" else 7
             assert other["num_images"] == record["num_images"] == expected
             assert other["value"] == pytest.approx(record["value"], rel=1e-3, abs=1e-4), (run.name, name)
-            if name not in ("locality", "psnr"):
+            assert other.get("probes") == record.get("probes")
+            if name not in ("locality", "psnr", "probe"):
                 assert other["feature_extractor"].startswith(features)
     assert other["ratios"][0]["fid"] == pytest.approx(record["ratios"][0]["fid"], rel=1e-3)
 
