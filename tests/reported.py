@@ -14,6 +14,7 @@ from tests.comparison.made import make_run, write_result
 from training.config import TokenizerConfig, load_config
 
 SIZE = "{width: 32, depth: 1, heads: 2}"
+TOLD = [{"accuracy": 0.52 + place / 100, "balanced_accuracy": 0.42 + place / 100} for place in range(7)]
 FILLS = [{"mask_ratio": 0.25, "psnr": 21.123456}, {"mask_ratio": 1.0, "psnr": 11.654321}]
 
 
@@ -40,6 +41,17 @@ def make_runs(root):
     write_result(root / "runs" / "sixty", "codebook", 0.8125, perplexity=9.87654321)
     write_result(root / "runs" / "sixty", "fd_random", 1.23456789, feature_extractor="random-inception-seed0")
     write_result(root / "runs" / "thirty", "rfid", 149.123456789)
+    about = {"classes": 4, "num_train": 600, "num_val": 5, "most_frequent": {"class": "rainy", **TOLD[0]}}
+    probes = [
+        {"features": name, "num_tokens": tokens, "weather": {"linear": linear, "knn": knn}}
+        for name, tokens, linear, knn in (
+            ("latents", 32, TOLD[1], TOLD[2]),
+            ("codes", 32, TOLD[3], TOLD[4]),
+            ("class token", None, TOLD[5], TOLD[6]),
+        )
+    ]
+    probed = {"num_train": 640, "source": "dinov2", "labels": {"weather": about}, "probes": probes}
+    write_result(root / "runs" / "thirty", "probe", 0.45, **probed)
 
     path = root / "gen.yaml"
     path.write_text(

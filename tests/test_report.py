@@ -11,7 +11,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from tests.conftest import run_script
-from tests.reported import FILLS, Tags, images_of, make_runs, saved, sections_of
+from tests.reported import FILLS, TOLD, Tags, images_of, make_runs, saved, sections_of
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 
@@ -65,6 +65,14 @@ def test_fills_and_edits_are_the_files(page, runs):
     locality = saved(runs, "gen", "locality")
     wanted = [locality[name] for name in ("value", "share_of_area", "inside", "outside")]
     assert page.numbers["questions"][-4:] == wanted
+
+
+def test_probes_are_the_files(page):
+    wanted = [number for told in TOLD for number in told.values()]
+    numbers = page.numbers["questions"]
+    assert numbers[-4 - len(wanted) : -4] == wanted  # before the edits
+    for words in ("640 training frames", "weather of 4 classes", "rainy", "DINOv2: class token"):
+        assert words in page.text
 
 
 def test_fd_random_is_explained_and_stays_out_of_the_tables(page, runs):
