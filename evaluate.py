@@ -1,37 +1,28 @@
 """Measure a run's model over its validation frames; each result is a file under runs/<run>/eval/."""
 
 import argparse
-import hashlib
-import json
 import os
-import shutil
-from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from errors import UserError, command
 from evaluation.adaptive import AdaptiveLengths
 from evaluation.fill import measure_fill
 from evaluation.frames import ValidationFrames, add_up, gather
+from evaluation.generated import generated_features
 from evaluation.locality import FRAMES_TO_EDIT, measure_locality
 from evaluation.networks import build_extractors, build_similarities, sources_of, unique
 from evaluation.probe import measure_probe
 from evaluation.reconstruction import Pass, by_length, lengths_to_measure
 from evaluation.results import save_result
-from files import holding, remove_leftovers
+from files import remove_leftovers
 from metrics import as_run
-from metrics import features as feature_files
 from metrics.codebook import CodebookUsage
-from metrics.features import FeatureSet, load_features, save_features
 from metrics.table import EXTRACTORS, GENERATOR, METRICS, TOKENIZER, metrics_of
-from models.maskgit import MaskGIT
-from models.storage import fingerprint, load_tokenizer
-from models.tokenizer import Tokenizer
+from models.storage import load_tokenizer
 from options import number, option
 from training.card import write_card
 from training.finished import (
@@ -40,11 +31,10 @@ from training.finished import (
     load_with_tokenizer,
     newest_run,
     read_run,
-    tokenizer_of,
+    sampled_otherwise,
 )
 from training.precision import PRECISIONS, computing_in
 from training.speed import compile_for
-from training.tokens import labels_fingerprint
 
 
 @command
@@ -97,6 +87,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--mask-ratio", type=float, action="append", help="of --fill, repeatable; by default four up to 1"
+    )
+    parser.add_argument("--guide", metavar="RUN", help="of a generator, over its config's guide")
+    parser.add_argument(
+        "--guidance", type=number(0, 10**6, float), help="of a generator, over its config's sampling.guidance"
     )
     parser.add_argument(
         "--num-tokens",
@@ -233,9 +227,12 @@ def measure_generator(
     extractors = build_extractors(accelerator, metrics, sources_of(arguments), failures)
     if not extractors and not {"fill", "locality"} & set(metrics):
         return
-    generator, tokenizer = (network.to(accelerator.device) for network in load_with_tokenizer(run))
+    run = sampled_otherwise(run, {"guide": arguments.guide, "guidance": arguments.guidance})
+    networks = [network and network.to(accelerator.device) for network in load_with_tokenizer(run)]
+    generator, tokenizer, guide = networks
+    sampling = run.config.sampling.model_dump() | {"guide": guide}
     frames = ValidationFrames(accelerator, run, tokenizer.image_size, arguments, failures)
-    compile_for(arguments.num or len(frames.listed), generator, tokenizer)
+    compile_for(arguments.num or len(frames.listed), *filter(None, networks))
     real, missing = frames.features(extractors)
     if missing.extractors:
         for _, images in frames.batches():
@@ -247,83 +244,13 @@ def measure_generator(
 
     to_fill = extractors.pop("fill", None)
     if extractors:
-        folder, files = generated_parts(frames, generator, unique(extractors))
-        with ExitStack() as held:
+        with generated_features(frames, generator, tokenizer, unique(extractors), sampling) as made:
             if accelerator.is_main_process:
-                folder.mkdir(parents=True, exist_ok=True)
-                held.enter_context(holding(folder / ".lock", f"{run.folder}: this evaluation"))
-            accelerator.wait_for_everyone()
-            generate_features(accelerator, frames, generator, tokenizer, unique(extractors), files)
-            if accelerator.is_main_process:
-                parts = [load_features(path) for path in files.values()]
-                made = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
                 save_feature_results(frames, extractors, {tokenizer.num_tokens: made}, real)
-                shutil.rmtree(folder)
     if "fill" in metrics:
-        measure_fill(accelerator, frames, generator, tokenizer, to_fill, real)
+        measure_fill(accelerator, frames, generator, tokenizer, to_fill, real, sampling)
     if "locality" in metrics:
-        measure_locality(accelerator, frames, generator, tokenizer)
-
-
-def generated_parts(
-    frames: ValidationFrames, generator: MaskGIT, extractors: list[nn.Module]
-) -> tuple[Path, dict[int, Path]]:
-    """Where the features of generated images are kept until all are there: a folder, and in it the file of
-    each CHUNK images by the first one's number.
-
-    Its name has a key of the weights and all options.
-    """
-    run, arguments = frames.run, frames.arguments
-    num, chunk = arguments.num or len(frames.listed), feature_files.CHUNK
-    sampling = run.config.sampling.model_dump()
-    recipe = [fingerprint(run.folder), fingerprint(tokenizer_of(run)), sampling, arguments.seed, num]
-    recipe += [chunk, *sorted(extractor.name for extractor in extractors)]
-    recipe += [as_run.SUFFIX] if arguments.as_run else []
-    recipe += [arguments.precision] if arguments.precision != "fp32" else []
-    if generator.conditions:
-        recipe.append(labels_fingerprint(frames.listed, list(generator.conditions)))
-    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
-    folder = run.folder / "eval" / f".generated-{key}"
-    return folder, {start: folder / f"{start:09d}.npz" for start in range(0, num, chunk)}
-
-
-def generate_features(
-    accelerator: Accelerator,
-    frames: ValidationFrames,
-    generator: MaskGIT,
-    tokenizer: Tokenizer,
-    extractors: list[nn.Module],
-    paths: dict[int, Path],
-) -> None:
-    """Generate images and keep their features in the files of generated_parts.
-
-    Image i is generated under the i-th real frame's conditions, over and over where there are fewer frames.
-    Files that an earlier evaluation left when it was interrupted are taken as they are.
-    """
-    run, arguments = frames.run, frames.arguments
-    num, chunk = arguments.num or len(frames.listed), feature_files.CHUNK
-    sampling = run.config.sampling.model_dump()
-    missing = [start for start, path in paths.items() if not path.exists()]
-    accelerator.wait_for_everyone()  # nobody writes one before all have seen which are missing
-    if len(missing) < len(paths):
-        accelerator.print(f"{run.folder}: {len(paths) - len(missing)} of {len(paths)} parts are generated")
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
-    conditions = frames.conditions(generator)
-    for start in tqdm(mine, desc="generated", unit="part", disable=not accelerator.is_main_process):
-        made = FeatureSet(extractors)
-        end = min(start + chunk, num)
-        for first in range(start, end, arguments.batch_size):
-            size = min(arguments.batch_size, end - first)
-            asked = conditions[torch.arange(first, first + size) % len(conditions)]
-            codes = generator.generate(
-                num=size, conditions=asked, seed=arguments.seed, first_index=first, **sampling
-            )
-            if arguments.as_run:  # the script takes what is in [0, 1] for images in [-1, 1]
-                made.update(as_run.saved(tokenizer.to_images(tokenizer.quantizer.lookup(codes))))
-            else:
-                made.update(tokenizer.decode(codes))
-        save_features(paths[start], made.features())
-    accelerator.wait_for_everyone()
+        measure_locality(accelerator, frames, generator, tokenizer, sampling)
 
 
 def save_feature_results(

@@ -98,6 +98,11 @@ def parse_arguments() -> argparse.Namespace:
     for name, field in SamplingSection.model_fields.items():
         words = [value for value in get_args(field.annotation) if isinstance(value, str)]
         add(option(name), metavar="|".join(words) or "NUMBER")
+    add(
+        "--guide",
+        metavar="RUN",
+        help="a weaker generator of the same tokens, for --guidance",
+    )
 
     arguments = parser.parse_args()
     if arguments.num is None:

@@ -20,6 +20,7 @@ from models.sampling import check_order
 from models.storage import build_generator, fingerprint, load_tokenizer
 from models.tokenizer import Tokenizer
 from training.config import GeneratorConfig, parse_arguments
+from training.finished import load_guide
 from training.optimizer import build_optimizer
 from training.parallel import accumulate, shard
 from training.run import Run
@@ -92,6 +93,9 @@ def train(run: Run) -> None:
     )
 
     networks = Networks(run, tokenizer, conditions, tokenizer_sha256)
+    guide = None
+    if config.guide:
+        guide = load_guide(config.guide, networks.generator, tokenizer_sha256).to(run.device)
     run.fit(partial(try_step, run, networks, train_set))
     tokenizer.to(run.device)
     batches = iter(loader)
@@ -101,7 +105,7 @@ def train(run: Run) -> None:
         validate, checkpoint = run.end_step(step, learning_rate)
         if validate:
             run.log(step, evaluate(run, networks.ema.module, val_set))
-            write_samples(run, networks.ema.module, tokenizer, val_set, step)
+            write_samples(run, networks.ema.module, tokenizer, val_set, step, guide)
         if checkpoint:
             run.save(step)
     run.finish()
@@ -196,7 +200,12 @@ def evaluate(run: Run, generator: nn.Module, val_set: TokenDataset) -> dict[str,
 
 
 def write_samples(
-    run: Run, generator: MaskGIT, tokenizer: Tokenizer, val_set: TokenDataset, step: int
+    run: Run,
+    generator: MaskGIT,
+    tokenizer: Tokenizer,
+    val_set: TokenDataset,
+    step: int,
+    guide: MaskGIT | None,
 ) -> None:
     """Write a grid of images generated with the config's sampling, always from the same noise.
 
@@ -208,6 +217,7 @@ def write_samples(
         SAMPLE_IMAGES,
         torch.from_numpy(conditions).to(run.device),
         seed=run.config.run.seed,
+        guide=guide,
         **run.config.sampling.model_dump(),
     )
     if run.is_main:

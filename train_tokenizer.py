@@ -156,7 +156,9 @@ class Networks:
         self.alignment = config.alignment.weight > 0
         if self.alignment:
             aligned = config.alignment
-            self.source = build_source(aligned, config.model.image_size, config.model.patch_size)
+            self.source = build_source(
+                aligned, config.model.image_size, config.model.patch_size, "alignment."
+            )
             self.source.to(run.device)
             self.features = PatchFeatures(self.tokenizer, aligned.block)
             self.projector = trained["projector"] = projector(config.model.decoder.width, aligned.width)

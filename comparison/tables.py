@@ -241,6 +241,12 @@ def _measured_otherwise(run: Run, record: dict) -> list[str]:
         phrases.append(f"measured on {record['num_images']:,} images, not {as_run.NUM_IMAGES:,}")
     if record.get("num_real", record["num_images"]) != record["num_images"]:
         phrases.append(f"against {record['num_real']:,} real ones")
+    if run.is_generator:  # evaluate.py has options over these two
+        guidance, guide = (record.get("sampling") or {}).get("guidance"), record.get("guide")
+        if guidance not in (None, run.config.sampling.guidance):
+            phrases.append(f"sampled with guidance {guidance:g}")
+        if guide and run.config.guide is None:
+            phrases.append(f"guided by {guide['path']}")
     return phrases
 
 

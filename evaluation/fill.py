@@ -21,10 +21,11 @@ def measure_fill(
     tokenizer: Tokenizer,
     extractor: nn.Module | None,
     real: dict[str, Tensor],
+    sampling: dict,
 ) -> None:
     """Mask a share of each validation frame's tokens, fill them in, and compare with the frame, by share.
 
-    A conditional generator is told the frame's own conditions.
+    A conditional generator is told the frame's own conditions. sampling: options of MaskGIT.fill_steps.
     """
     device, arguments = accelerator.device, frames.arguments
     unavailable = []
@@ -38,7 +39,6 @@ def measure_fill(
         for ratio in ratios
     }
     made = {ratio: FeatureSet([extractor] if extractor else []) for ratio in ratios}
-    sampling = frames.run.config.sampling.model_dump()
     conditions = frames.conditions(generator)
     count = 0
     for places, images in frames.batches():

@@ -20,13 +20,14 @@ def measure_locality(
     frames: ValidationFrames,
     generator: MaskGIT,
     tokenizer: Tokenizer,
+    sampling: dict,
 ) -> None:
     """Edit a random box of each of the first validation frames, and measure where the image changes.
 
     It is generate.py's edit, told the frame's own conditions, and compared with the reconstruction.
+    sampling: options of MaskGIT.fill_steps.
     """
     device, arguments, size = accelerator.device, frames.arguments, tokenizer.image_size
-    sampling = frames.run.config.sampling.model_dump()
     conditions = frames.conditions(generator)
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # changes inside and outside, and frames
     for places, images in frames.batches(arguments.num or FRAMES_TO_EDIT):

@@ -19,8 +19,8 @@ from models.elastic import doubled_lengths
 from models.encoder import LatentEncoder
 from models.pretrained import SOURCES
 from models.tokenizer import Tokenizer
-from training.finished import load_source
 from training.model_sections import TiTokSection
+from training.starts import build_source
 from training.tokens import UNLABELLED
 
 TRAINING_FRAMES = 10_000  # at most, of which the probes learn: the first in salted order
@@ -122,7 +122,7 @@ def source_at_hand(frames: ValidationFrames) -> LatentEncoder | None:
         return None
     with accelerator.main_process_first():  # one process downloads, and the others find the file
         try:
-            return load_source(model).to(accelerator.device)
+            return build_source(model.encoder, model.image_size, model.patch_size).to(accelerator.device)
         except UserError as error:
             accelerator.print(f"--probe leaves out {model.encoder.init}'s own features: {error}")
             return None

@@ -10,6 +10,8 @@ from data.frames import frames_fingerprint
 from evaluation.frames import ValidationFrames
 from files import write_whole
 from metrics import as_run
+from models.storage import fingerprint
+from training.finished import FinishedRun, guide_of
 
 FEW_IMAGES = 10_000  # features of fewer give a biased value; it compares only with one of as many
 
@@ -43,6 +45,7 @@ def save_result(
         "checkpoint_step": run.step,
         "seed": arguments.seed if run.is_generator else None,
         "sampling": run.config.sampling.model_dump() if run.is_generator else None,
+        "guide": guide_record(run) if run.is_generator else None,
         "conditions": "those of the real frames"
         if run.is_generator and run.config.model.conditions
         else None,
@@ -62,3 +65,9 @@ def save_result(
             part.write_text(json.dumps(record, indent=2) + "\n")
     except OSError as error:
         frames.failures.append(f"{path}: not written ({error.strerror})")
+
+
+def guide_record(run: FinishedRun) -> dict[str, str] | None:
+    """Which generator, with which weights, guided a run's sampling; None where none did."""
+    guide = guide_of(run)
+    return {"path": guide, "weights_sha256": fingerprint(guide)} if guide else None

@@ -71,6 +71,7 @@ def edit(sampler: Sampler, arguments: argparse.Namespace) -> None:
         "conditions": sampler.asked,
         "seed": sampler.seed,
         "sampling": sampler.sampling,
+        "guide": run.config.guide,
     }
     (sampler.out / "edit.part").write_text(json.dumps(record, indent=2) + "\n")
     os.replace(sampler.out / "edit.part", sampler.out / "edit.json")

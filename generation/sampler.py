@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,9 +15,7 @@ from data.frames import Frame, FrameDataset, ImageBatch, collate_images, list_fr
 from errors import UserError
 from generation.picture_table import FILLED, GIVEN, UNKNOWN, Row, draw_table, to_picture, with_tokens
 from models.elastic import ElasticTiTok
-from options import option
-from training.config import GeneratorConfig
-from training.finished import FinishedRun, load_with_tokenizer
+from training.finished import FinishedRun, load_with_tokenizer, sampled_otherwise
 from training.sections import SamplingSection
 
 
@@ -27,11 +24,13 @@ class Sampler:
 
     def __init__(self, arguments: argparse.Namespace, run: FinishedRun, device: torch.device):
         """Raises UserError on sampling or conditions that the generator can't have."""
-        self.run = run._replace(config=with_sampling(run.config, arguments))
+        given = {name: getattr(arguments, name) for name in ("guide", *SamplingSection.model_fields)}
+        self.run = sampled_otherwise(run, given)
         self.sampling = self.run.config.sampling.model_dump()
         self.seed, self.batch_size = arguments.seed, arguments.batch_size
         self.device = device
-        self.generator, self.tokenizer = (each.to(self.device) for each in load_with_tokenizer(self.run))
+        networks = load_with_tokenizer(self.run)
+        self.generator, self.tokenizer, self.guide = (each and each.to(self.device) for each in networks)
         asked = {name: getattr(arguments, name) for name in ATTRIBUTES}
         self.asked = {name: value for name, value in asked.items() if value is not None}
         try:
@@ -69,6 +68,7 @@ class Sampler:
                 *(codes[batch], mask[batch], conditions[batch]),
                 seed=self.seed,
                 first_index=first,
+                guide=self.guide,
                 **self.sampling,
             )
             parts.append([torch.stack(each) for each in zip(*steps)])
@@ -98,21 +98,6 @@ class Sampler:
             shown = [self.show_tokens(each, own_mask, then) for each, then in zip(pictures, unknown_then)]
             rows.append(Row(caption, shown))
         self.save(draw_table([f"step {step}" for step in range(1, len(codes) + 1)], rows), "steps.png")
-
-
-def with_sampling(config: GeneratorConfig, arguments: argparse.Namespace) -> GeneratorConfig:
-    """A run's config with the command line's sampling. Raises UserError on a value that it can't have."""
-    given = {name: getattr(arguments, name) for name in SamplingSection.model_fields}
-    values = config.model_dump()
-    values["sampling"] |= {name: value for name, value in given.items() if value is not None}
-    try:
-        return GeneratorConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        if first["loc"]:
-            message = f"{option(first['loc'][-1])} {first['input']}: {message[:1].lower()}{message[1:]}"
-        raise UserError(message) from error
 
 
 def first_frames(sampler: Sampler, arguments: argparse.Namespace) -> tuple[list[Frame], ImageBatch]:

@@ -117,12 +117,20 @@ class MaskGIT(nn.Module):
             return F.linear(x, self.embedding.weight[: self.codebook_size]) + self.bias
         return self.head(x) if self.bias is None else self.head(x) + self.bias
 
-    def guided_logits(self, tokens: Tensor, conditions: Tensor | None, guidance: float) -> Tensor:
+    def guided_logits(
+        self, tokens: Tensor, conditions: Tensor | None, guidance: float, guide: "MaskGIT | None" = None
+    ) -> Tensor:
         """Logits (B, K, codebook_size): unconditional + guidance * (conditional - unconditional).
 
         So 0 is unconditional and 1 conditional; a scale that needs both takes one forward pass of 2B
         sequences (classifier-free guidance, arXiv 2207.12598, eq. 6 with w = guidance - 1).
+
+        With a guide, a weaker generator of the same tokens, its logits under the same conditions are in the
+        place of the unconditional ones (autoguidance, arXiv 2406.02507): a forward pass of each.
         """
+        if guide is not None and guidance != 1:
+            weaker = guide(tokens, conditions)
+            return weaker if guidance == 0 else torch.lerp(weaker, self(tokens, conditions), guidance)
         if conditions is None or guidance == 1:
             return self(tokens, conditions)
         if guidance == 0:
@@ -164,6 +172,7 @@ class MaskGIT(nn.Module):
         guidance: float = 1.0,
         guidance_schedule: str = "constant",
         remask: float = 0.0,
+        guide: "MaskGIT | None" = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Predict the tokens of codes int64 (B, K) where mask bool (B, K) is True; the others stay.
 
@@ -184,7 +193,8 @@ class MaskGIT(nn.Module):
         process.
 
         conditions: int64 (B, C), or (C,) for all samples; see condition_indices. Each step's `guidance` goes
-        by `guidance_schedule`. Raises ValueError where the tokens can't have the order.
+        by `guidance_schedule`, away from the guide's logits where there is one (guided_logits). Raises
+        ValueError where the tokens can't have the order.
         """
         if conditions is not None:
             conditions = conditions.expand(len(codes), -1)
@@ -200,7 +210,8 @@ class MaskGIT(nn.Module):
                 lottery = (-(-noise.draw(self.num_tokens)).exp()).exp()  # uniform in [0, 1]
                 unknown = unknown | (mask & (lottery < remask))
             scale = GUIDANCE_SCHEDULES[guidance_schedule](guidance, (step - 1) / max(1, steps - 1))
-            logits = self.guided_logits(codes.masked_fill(unknown, self.mask_token), conditions, scale)
+            masked = codes.masked_fill(unknown, self.mask_token)
+            logits = self.guided_logits(masked, conditions, scale, guide)
             logits = keep_likeliest(logits.float() / temperature, top_k, top_p)
             sampling_noise, confidence_noise = noise.draw(self.num_tokens, self.codebook_size + 1).split(
                 [self.codebook_size, 1], dim=-1

@@ -125,8 +125,8 @@ def reconstruct(
 
 def generate(run: Run, num: int, seed: int, device: torch.device) -> Tensor:
     """A generator's first `num` images from all-mask, sampled as its config says."""
-    generator, tokenizer = (network.to(device) for network in load_with_tokenizer(run))
-    sampling = run.config.sampling.model_dump()
+    generator, tokenizer, guide = (each and each.to(device) for each in load_with_tokenizer(run))
+    sampling = run.config.sampling.model_dump() | {"guide": guide}
     parts = []
     for first in range(0, num, BATCH):
         codes = generator.generate(num=min(BATCH, num - first), seed=seed, first_index=first, **sampling)

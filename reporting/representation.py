@@ -23,8 +23,8 @@ from models.storage import load_tokenizer
 from models.tokenizer import Tokenizer
 from reporting.drawing import Figure, draw_panels, over_places, values
 from sizes import height_and_width
-from training.finished import load_source
 from training.model_sections import TiTokSection
+from training.starts import build_source
 
 BATCH = 16  # images at once
 
@@ -136,7 +136,7 @@ def encode(tokenizer: Tokenizer, images: Tensor, device: torch.device) -> tuple[
 
 def source_features(model: TiTokSection, images: Tensor, device: torch.device) -> Tensor:
     """The mean patch token (N, width), on the CPU, of the ViT that a TiTok's encoder starts from."""
-    encoder = load_source(model).to(device)
+    encoder = build_source(model.encoder, model.image_size, model.patch_size).to(device)
     parts = [encoder.forward_features(to_unit_range(part, device)) for part in images.split(BATCH)]
     return torch.cat([part[:, 1:].mean(dim=1) for part in parts]).cpu()
 

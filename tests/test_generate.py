@@ -128,6 +128,18 @@ def test_conditions_and_sampling_of_the_command_line(workplace, tmp_path):
     assert same(pixels(tmp_path / "halton" / "000001.png"), as_pixels(images[1]))
 
 
+def test_a_guide_of_the_command_line(workplace, tmp_path):
+    """Of an unconditional generator, and by one with other weights of the same tokens."""
+    generator, tokenizer = networks(workplace, "plain")
+    guide = MaskGIT(tokenizer.num_tokens, tokenizer.codebook_size, width=16, depth=1, heads=2)
+    save_model(guide, tmp_path / "weak", step="1", tokenizer_sha256=fingerprint(workplace / "runs" / "vqgan"))
+    options = ("--guide", tmp_path / "weak", "--guidance", 2.5, "--batch-size", 1)
+    generate(workplace, "plain", "--num", 2, *options, out=tmp_path)
+    for guided, wanted in (({"guide": guide.eval(), "guidance": 2.5}, True), ({}, False)):
+        image = tokenizer.decode(generator.generate(2, seed=0, **guided))[1]
+        assert same(pixels(tmp_path / "000001.png"), as_pixels(image)) == wanted
+
+
 @pytest.mark.parametrize("run", ["asked", "plain"])
 def test_every_step_of_a_synthesis(workplace, tmp_path, run):
     arguments = ("--num", 2, "--steps", 3, "--seed", 5, "--batch-size", 1, "--show-steps")

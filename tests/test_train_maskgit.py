@@ -186,6 +186,24 @@ def test_refuses_in_one_line(workplace, override, words):
     assert not (workplace / "runs" / "refused" / "checkpoints").exists()
 
 
+def test_a_guide_may_come_later_and_is_of_the_samples_alone(workplace):
+    """The weights are those of a training without one; a run that goes on may have one."""
+    guide = f"guide={workplace / 'runs' / 'whole'}"
+    train(workplace, "guided", "training.max_steps=2")
+    printed = train(workplace, "guided", guide, "sampling.guidance=0")
+    assert "goes on after step 2" in printed
+    for network, tensors in weights(workplace, "whole").items():
+        other = weights(workplace, "guided")[network]
+        assert all(torch.equal(value, other[key]) for key, value in tensors.items()), network
+    samples = [
+        (workplace / "runs" / name / "samples" / "step_00000004.png").read_bytes()
+        for name in ("whole", "guided")
+    ]
+    assert samples[0] == samples[1]  # at 0 it is the guide that writes them, here of the same weights
+    message = train(workplace, "unguided", "guide=nowhere", "sampling.guidance=2", fails=True)
+    assert "nowhere: no such run or model folder" in message
+
+
 def test_learns_the_sequences_it_sees(workplace):
     """On four frames, without augmentation or dropout, it ends up writing just their sequences."""
     overrides = ["data.train.count=4", "data.flip=false", "model.dropout=0", "model.label_smoothing=0"]

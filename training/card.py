@@ -49,6 +49,9 @@ from models import load_generator, load_tokenizer
 generator = load_generator({{ source | exact }})
 tokenizer = load_tokenizer({{ config.tokenizer | exact }})  # the one whose tokens it was trained on
 sampling = {{ sampling }}
+{% if config.guide %}
+sampling["guide"] = load_generator({{ config.guide | exact }})
+{% endif %}
 codes = generator.generate(num=16, seed=0, **sampling)  # int64 (16, {{ facts.tokens }})
 images = tokenizer.decode(codes)  # float (16, 3, H, W) in [0, 1]
 {% else %}

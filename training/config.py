@@ -86,12 +86,15 @@ class GeneratorConfig(Section):
     model: MaskGITSection = MaskGITSection()
     training: GeneratorTraining
     sampling: SamplingSection = SamplingSection()
+    # A weaker generator of the same tokens, from whose logits sampling.guidance leads away; like `tokenizer`
+    guide: PathText | None = None
 
     @model_validator(mode="after")
     def _has_what_to_guide_by(self):
-        if self.sampling.guidance != 1 and not self.model.conditions:
+        if self.sampling.guidance != 1 and not self.model.conditions and self.guide is None:
             raise ValueError(
-                f"sampling.guidance {self.sampling.guidance:g}: the generator has no model.conditions"
+                f"sampling.guidance {self.sampling.guidance:g}: the generator has no model.conditions, and "
+                "there is no guide"
             )
         return self
 

@@ -8,14 +8,19 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from errors import UserError
-from models.encoder import LatentEncoder
 from models.maskgit import MaskGIT
-from models.pretrained import build_encoder
 from models.sampling import check_order
-from models.storage import GENERATORS, fingerprint, load_generator, load_tokenizer, read_provenance
+from models.storage import (
+    GENERATORS,
+    fingerprint,
+    load_generator,
+    load_tokenizer,
+    model_folder,
+    read_provenance,
+)
 from models.tokenizer import Tokenizer
+from options import option
 from training.config import GeneratorConfig, TokenizerConfig, parse_yaml
-from training.model_sections import TiTokSection
 
 
 class FinishedRun(NamedTuple):
@@ -84,34 +89,71 @@ def newest_run(root: str | Path, generator: bool) -> FinishedRun:
 
 def tokenizer_of(run: FinishedRun) -> str:
     """Where a generator's tokenizer is: where its config says, or, if they were moved, beside the run."""
-    named = run.config.tokenizer
+    return _found(run, run.config.tokenizer)
+
+
+def guide_of(run: FinishedRun) -> str | None:
+    """Where the guide of a generator's sampling is, as tokenizer_of; None where it has none."""
+    return _found(run, run.config.guide) if run.config.guide else None
+
+
+def _found(run: FinishedRun, named: str) -> str:
     beside = run.folder.parent / Path(named).name
     return str(beside) if not Path(named).exists() and (beside / "model").is_dir() else named
 
 
-def load_source(model: TiTokSection) -> LatentEncoder:
-    """The published ViT that a TiTok's encoder starts from, at the tokenizer's image and patch size.
+def sampled_otherwise(run: FinishedRun, given: dict[str, object]) -> FinishedRun:
+    """A generator's run with other values of `guide`, and of `sampling` by their keys; None leaves its own.
 
-    Raises UserError where its weights can't be had.
+    Raises UserError on a value that it can't have, as on one of the command line.
     """
-    encoder = model.encoder
-    size = {"width": encoder.width, "depth": encoder.depth, "heads": encoder.heads}
-    return build_encoder(
-        encoder.init, encoder.weights, model.image_size, model.patch_size, num_latents=1, **size
-    ).eval()
+    values = run.config.model_dump()
+    for name, value in given.items():
+        if value is not None:
+            (values if name == "guide" else values["sampling"])[name] = value
+    try:
+        config = GeneratorConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:
+            message = f"{option(first['loc'][-1])} {first['input']}: {message[:1].lower()}{message[1:]}"
+        raise UserError(message) from error
+    if given.get("guide") and config.sampling.guidance == 1:
+        raise UserError(
+            f"--guide {config.guide}: nothing is guided at sampling.guidance 1; give --guidance too, 2 say"
+        )
+    return run._replace(config=config)
 
 
-def load_with_tokenizer(run: FinishedRun) -> tuple[MaskGIT, Tokenizer]:
-    """A generator and the tokenizer whose tokens it was trained on.
+def load_guide(name: str, generator: MaskGIT, tokenizer_sha256: str) -> MaskGIT:
+    """The generator of that name as a guide of another, which learned the tokens of a tokenizer's weights.
 
-    Raises UserError where the tokenizer's weights are no longer those, or its tokens can't be sampled in the
-    config's order.
+    Raises UserError where it has other tokens or conditions.
+    """
+    guide = load_generator(name)
+    for what in ("num_tokens", "codebook_size", "conditions"):
+        theirs, ours = (each.config[what] or "none" for each in (guide, generator))
+        if json.dumps(theirs) != json.dumps(ours):  # conditions in the same order, too
+            raise UserError(f"guide {name}: has {what} {theirs}, and the generator it is to guide {ours}")
+    if read_provenance(model_folder(name)).get("tokenizer_sha256") != tokenizer_sha256:
+        raise UserError(f"guide {name}: learned the tokens of another tokenizer, or of its weights before")
+    return guide
+
+
+def load_with_tokenizer(run: FinishedRun) -> tuple[MaskGIT, Tokenizer, MaskGIT | None]:
+    """A generator, the tokenizer whose tokens it was trained on, and the guide of its sampling if it has one.
+
+    Raises UserError where the tokenizer's weights are no longer those, its tokens can't be sampled in the
+    config's order, or the guide can't be one.
     """
     name = tokenizer_of(run)
     tokenizer = load_tokenizer(name)
-    if fingerprint(name) != read_provenance(run.folder / "model")["tokenizer_sha256"]:
+    tokenizer_sha256 = read_provenance(run.folder / "model")["tokenizer_sha256"]
+    if fingerprint(name) != tokenizer_sha256:
         raise UserError(
             f"{name}: has other weights than when {run.folder} learned its tokens; train the generator again"
         )
     check_order(run.config.sampling.order, tokenizer, name)
-    return load_generator(run.folder), tokenizer
+    generator, guide = load_generator(run.folder), guide_of(run)
+    return generator, tokenizer, load_guide(guide, generator, tokenizer_sha256) if guide else None

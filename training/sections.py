@@ -226,7 +226,7 @@ class SamplingSection(Section):
     order: Literal["confidence", "entropy", "halton", "coarse_first"] = "confidence"
     remask: ShareBelow1 = 0.0  # how often a token that was final is drawn again, at each step
     plan: Literal["exact", "as_run"] = "exact"  # as_run: models.sampling.as_run_plan, the study's
-    guidance: Weight = 1.0  # of a conditional generator: 0 ignores the conditions
+    guidance: Weight = 1.0  # 0: as without the conditions, or as the guide, where there is one
     guidance_schedule: Literal["constant", "linear"] = "constant"
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from models.storage import load_tokenizer
 from models.titok import TiTok
 from models.tokenizer import Tokenizer
 from sizes import Size
-from training.model_sections import AlignmentSection, TiTokSection, VQGANSection
+from training.model_sections import PretrainedVit, TiTokSection, VQGANSection
 from training.run import Run
 from training.sections import DiscriminatorSection
 
@@ -61,10 +61,15 @@ def build_discriminator(section: DiscriminatorSection, image_size: Size) -> nn.M
     return Discriminators(patch_gan, DinoDiscriminator(source))
 
 
-def build_source(section: AlignmentSection, image_size: Size, patch_size: int) -> LatentEncoder:
-    """The frozen source that a decoder's features are aligned with."""
+def build_source(
+    section: PretrainedVit, image_size: Size, patch_size: int, prefix: str = "model.encoder."
+) -> LatentEncoder:
+    """The published ViT of a section, frozen, for images and patches of a size.
+
+    Raises UserError, with the section's keys behind a prefix, where its weights can't be had.
+    """
     source = build_encoder(
         *(section.init, section.weights, image_size, patch_size, 1),
-        **{"width": section.width, "depth": section.depth, "heads": section.heads, "prefix": "alignment."},
+        **{"width": section.width, "depth": section.depth, "heads": section.heads, "prefix": prefix},
     )
     return source.eval().requires_grad_(False)

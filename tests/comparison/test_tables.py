@@ -262,6 +262,20 @@ def test_other_frames_and_older_weights_are_said(tmp_path):
     assert cell.commands == [f"python evaluate.py --rfid --as-run --run {tmp_path / 'mae_64'}"]
 
 
+def test_another_guidance_than_the_configs_is_said(tmp_path):
+    """evaluate.py has options over it, which the run's config doesn't tell."""
+    make_run(tmp_path, "mae_64", "mae_64")
+    run = make_run(tmp_path, "guided", "maskgit_mae_64", f"tokenizer={tmp_path / 'mae_64'}")
+    guide = {"path": "runs/weak", "weights_sha256": "0" * 64}
+    for own, notes in (
+        ({"sampling": {"guidance": 1.0}, "guide": None}, []),
+        ({"sampling": {"guidance": 2.0}, "guide": guide}, ["sampled with guidance 2", "guided by runs/weak"]),
+    ):
+        write_result(run, "gfid_as_run", 80.0, **own)
+        cells = cells_of(tables_of(tmp_path)).values()
+        assert [each.notes for cell in cells for each in cell.candidates] == [notes]
+
+
 def test_distances_of_random_features_are_in_no_table(tmp_path):
     values = {"fd_random": 12.345, "kid_random": 23.456, "psnr": 34.567}
     make_run(tmp_path, "mae_64", "mae_64", results=values)

@@ -43,6 +43,7 @@ def plain_fill(
     guidance=1.0,
     guidance_schedule="constant",
     remask=0.0,
+    guide=None,
 ):
     """The sampler as its papers tell it, one sample and one token after another.
 
@@ -62,7 +63,8 @@ def plain_fill(
         tokens = torch.from_numpy(np.where(unknown, generator.mask_token, codes))
         with torch.no_grad():
             told = generator(tokens, conditions).numpy().astype(np.float64)
-            untold = generator(tokens).numpy().astype(np.float64)
+            untold = guide(tokens, conditions) if guide else generator(tokens)
+            untold = untold.numpy().astype(np.float64)
         scale = guidance
         if guidance_schedule == "linear":
             scale = 1 + (guidance - 1) * (step - 1) / max(1, steps - 1)

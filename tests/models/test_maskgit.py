@@ -192,6 +192,70 @@ def test_a_guided_step_is_one_forward_pass(conditional, guidance, sequences):
     assert seen == [sequences] * 5
 
 
+# --- a guide ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guide(conditional):
+    """A smaller generator of the same tokens and conditions."""
+    torch.manual_seed(3)
+    guide = MaskGIT(16, 40, width=16, depth=1, heads=2, conditions=conditional.conditions).eval()
+    for parameter in guide.parameters():
+        parameter.data *= 8
+    return guide
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"steps": 6, "guidance": 2.0},
+        {"steps": 5, "guidance": 3.0, "guidance_schedule": "linear", "order": "halton", "top_p": 0.9},
+        {"steps": 4, "guidance": 0.0, "order": "entropy"},
+        {"steps": 7, "guidance": 0.5, "remask": 0.2, "top_k": 9},
+    ],
+    ids=str,
+)
+def test_guided_by_another_it_is_the_plain_one(conditional, guide, sampling):
+    torch.manual_seed(1)
+    conditions = torch.tensor([[0, 0], [1, 0], [2, 3], [1, 1]])
+    codes = torch.randint(40, (4, 16))
+    mask = torch.rand(4, 16) < torch.tensor([1.0, 1.0, 0.8, 0.4])[:, None]
+    expected = plain_fill(conditional, codes, mask, conditions, seed=5, guide=guide, **sampling)
+    made = conditional.fill(codes, mask, conditions, seed=5, guide=guide, **sampling)
+    assert made.tolist() == expected.tolist()
+
+
+def test_guided_by_itself_it_is_unguided(conditional, generator):
+    """Whatever the scale, also of an unconditional one, and by the study's plan."""
+    night = torch.tensor([2, 0])
+    for options in ({"guidance": 3.0}, {"guidance": 0.3, "guidance_schedule": "linear"}, {"plan": "as_run"}):
+        own = options | {"guidance": 1.0}
+        made = conditional.generate(4, night, seed=1, guide=conditional, **{"guidance": 2.0} | options)
+        assert torch.equal(made, conditional.generate(4, night, seed=1, **own))
+        made = generator.generate(4, seed=1, guide=generator, **{"guidance": 2.0} | options)
+        assert torch.equal(made, generator.generate(4, seed=1, **own))
+
+
+def test_a_guide_counts_only_away_from_one(conditional, guide):
+    night = torch.tensor([2, 0])
+    unguided = conditional.generate(4, night, seed=1)
+    assert torch.equal(conditional.generate(4, night, seed=1, guide=guide, guidance=1.0), unguided)
+    assert not torch.equal(conditional.generate(4, night, seed=1, guide=guide, guidance=2.0), unguided)
+    guides_own = conditional.generate(4, night, seed=1, guide=guide, guidance=0.0)
+    assert torch.equal(guides_own, guide.generate(4, night, seed=1))
+
+
+def test_guided_samples_do_not_depend_on_their_batch(conditional, guide):
+    conditions = torch.tensor([[1, 0], [2, 1], [0, 0], [1, 3], [2, 2]])
+    options = {"steps": 4, "seed": 1, "guide": guide, "guidance": 2.5}
+    whole = conditional.generate(5, conditions, **options)
+    parts = [
+        conditional.generate(num, conditions[first : first + num], first_index=first, **options)
+        for first, num in ((0, 2), (2, 1), (3, 2))
+    ]
+    assert torch.equal(whole, torch.cat(parts))
+
+
 def test_conditions_have_names(conditional):
     assert conditional.condition_indices({"weather": "snowy", "timeofday": "daytime"}).tolist() == [1, 3]
     assert conditional.condition_indices({"weather": "clear", "timeofday": None}).tolist() == [0, 1]

@@ -124,6 +124,24 @@ def test_names_are_shown_as_they_are(runs, tmp_path):
     assert shown["data"]["frames"] == name
 
 
+def test_a_guided_generators_example_has_its_guide(runs, monkeypatch):
+    """Itself, so that nothing is guided."""
+    shutil.copytree(runs / "gen", runs / "guided")
+    values = yaml.safe_load((runs / "gen" / "config.yaml").read_text())
+    values |= {"guide": "runs/gen", "tokenizer": "runs/tok", "run": values["run"] | {"name": "guided"}}
+    values["sampling"]["guidance"] = 2.0
+    (runs / "guided" / "config.yaml").write_text(yaml.safe_dump(values))
+    made = []
+    monkeypatch.chdir(runs.parent)
+    for name in ("guided", "gen"):
+        example = re.search(r"```python\n(.*?)```", written(runs / name)[1], re.DOTALL)[1]
+        assert ('load_generator("runs/gen")' in example.split("sampling = ")[1]) == (name == "guided")
+        variables = {}
+        exec(example.replace('load_tokenizer("tok")', 'load_tokenizer("runs/tok")'), variables)
+        made.append(variables["codes"])
+    assert torch.equal(*made)
+
+
 @pytest.mark.parametrize("name", ["tok", "gen"])
 def test_example_runs(runs, name, monkeypatch):
     """The card's example, copied into Python in the folder of runs/, does what its comments say."""
