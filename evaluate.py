@@ -18,6 +18,7 @@ from evaluation.networks import build_extractors, build_similarities, sources_of
 from evaluation.probe import measure_probe
 from evaluation.reconstruction import Pass, by_length, lengths_to_measure
 from evaluation.results import save_result
+from evaluation.sweep import PASSES, measure_sweep
 from files import remove_leftovers
 from metrics import as_run
 from metrics.codebook import CodebookUsage
@@ -91,6 +92,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--guide", metavar="RUN", help="of a generator, over its config's guide")
     parser.add_argument(
         "--guidance", type=number(0, 10**6, float), help="of a generator, over its config's sampling.guidance"
+    )
+    parser.add_argument(
+        "--passes",
+        type=number(2, 10**4),
+        action="append",
+        help=f"of --sweep, repeatable: forward passes for an image; by default {', '.join(map(str, PASSES))}",
     )
     parser.add_argument(
         "--num-tokens",
@@ -242,11 +249,13 @@ def measure_generator(
         if accelerator.is_main_process:
             frames.keep(gathered)
 
-    to_fill = extractors.pop("fill", None)
+    to_fill, to_sweep = extractors.pop("fill", None), extractors.pop("sweep", None)
     if extractors:
         with generated_features(frames, generator, tokenizer, unique(extractors), sampling) as made:
             if accelerator.is_main_process:
                 save_feature_results(frames, extractors, {tokenizer.num_tokens: made}, real)
+    if to_sweep:
+        measure_sweep(frames, generator, tokenizer, to_sweep, real, sampling)
     if "fill" in metrics:
         measure_fill(accelerator, frames, generator, tokenizer, to_fill, real, sampling)
     if "locality" in metrics:

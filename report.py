@@ -27,6 +27,7 @@ from reporting.loading import draw_loading, loading_to_csv
 from reporting.page import render_page
 from reporting.pictures import choose_frames, make_pictures, native_size
 from reporting.representation import Representations, compare_representations, draw_representations
+from reporting.sweep import sweeps_to_csv
 from training.model_sections import TiTokSection
 
 GENERATED_IMAGES = 16  # by each generator
@@ -80,6 +81,9 @@ def main() -> None:
     if ladder:
         write(out / "tables" / "ladder.md", fill("ladder.md", ladder=ladder))
         write(out / "tables" / "ladder.csv", ladder_to_csv(ladder))
+    sweeps = sweeps_to_csv(runs)
+    if sweeps:
+        write(out / "tables" / "sweep.csv", sweeps)
     charts = build_charts(runs)
     drawn_charts = {chart.name for chart in charts}
     left_out += [f"{name}: needs {what}" for name, what in STUDY_CHARTS.items() if name not in drawn_charts]

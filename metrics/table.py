@@ -131,6 +131,13 @@ METRICS = {
         stem="fill",
         in_all=False,
     ),
+    "sweep": Metric(
+        (GENERATOR,),
+        "--gfid of several ways of sampling at equal numbers of forward passes, by --passes",
+        features=_inception,
+        stem="sweep",
+        in_all=False,
+    ),
     "locality": Metric(
         (GENERATOR,), "share of a local edit's change that falls inside its box", in_all=False
     ),

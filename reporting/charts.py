@@ -14,6 +14,7 @@ from comparison.tables import Table, build_tables, find_cell
 from metrics.frechet import OTHER_DISTANCES
 from reporting.drawing import Arrow, Figure, Point, Series, draw_bars, draw_curves, draw_lines, draw_scatter
 from reporting.elastic import elastic_series, length_chart
+from reporting.sweep import sweep_charts
 
 SMOOTHED_SHARE = 0.04  # of a curve's logged values, over which the mean goes
 # What runs log as train/<name>, val/<name> or both, with its axis.
@@ -63,6 +64,7 @@ def build_charts(runs: list[Run]) -> list[Figure]:
         *(_both_chart(generators, metric) for metric in OTHER_DISTANCES),
         *(_other_features_chart(runs, metric) for metric in OTHER_DISTANCES),
         length_chart(tokenizers),
+        *sweep_charts(generators),
         *_training_charts("tokenizer", TOKENIZER_CURVES, tokenizers),
         *_training_charts("generator", GENERATOR_CURVES, generators),
     ]

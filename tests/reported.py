@@ -12,9 +12,12 @@ from models.maskgit import MaskGIT
 from models.storage import build_tokenizer, fingerprint, save_model
 from tests.comparison.made import make_run, write_result
 from training.config import TokenizerConfig, load_config
+from training.sections import SamplingSection
 
 SIZE = "{width: 32, depth: 1, heads: 2}"
 TOLD = [{"accuracy": 0.52 + place / 100, "balanced_accuracy": 0.42 + place / 100} for place in range(7)]
+SWEPT = {"confidence": {8: 240.125, 16: 230.25}, "guidance": {8: 251.5, 16: 226.75}}
+SAMPLING = SamplingSection().model_dump()
 FILLS = [{"mask_ratio": 0.25, "psnr": 21.123456}, {"mask_ratio": 1.0, "psnr": 11.654321}]
 
 
@@ -64,6 +67,12 @@ def make_runs(root):
     save_model(MaskGIT(64, 16, 32, 1, 2), generator / "model", step="20", tokenizer_sha256=weights)
     write_result(generator, "fd_random", 234.5, feature_extractor="random-inception-seed0")
     write_result(generator, "fill", 16.3888885, ratios=FILLS)
+    settings = [
+        {"sampler": name, "passes": passes, "value": value, "sampling": SAMPLING | {"steps": passes}}
+        for name, values in SWEPT.items()
+        for passes, value in values.items()
+    ]
+    write_result(generator, "sweep", 226.75, settings=settings, distance="fd_random", num_real=8, guide=None)
     write_result(generator, "locality", 0.71234567, share_of_area=0.25, inside=0.0712, outside=0.0101)
 
     shutil.copytree(root / "runs" / "sixty", root / "runs" / "begun", ignore=shutil.ignore_patterns("model"))

@@ -11,7 +11,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from tests.conftest import run_script
-from tests.reported import FILLS, TOLD, Tags, images_of, make_runs, saved, sections_of
+from tests.reported import FILLS, SWEPT, TOLD, Tags, images_of, make_runs, saved, sections_of
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 
@@ -75,6 +75,15 @@ def test_probes_are_the_files(page):
         assert words in page.text
 
 
+def test_a_sweep_is_a_chart_and_a_table(page, report):
+    assert page.numbers["sampling"] == [value for values in SWEPT.values() for value in values.values()]
+    assert "Ways of sampling at equal cost: MaskGIT on TiTok-64 (gen)" in page.text
+    with (report / "tables" / "sweep.csv").open() as file:
+        rows = [(row["sampler"], int(row["passes"]), float(row["value"])) for row in csv.DictReader(file)]
+    assert rows == [(name, *each) for name, values in SWEPT.items() for each in values.items()]
+    assert (report / "figures" / "sweep_gen.png").exists()
+
+
 def test_fd_random_is_explained_and_stays_out_of_the_tables(page, runs):
     assert "Not FID: it is a Fréchet distance too" in page.text
     for run in ("sixty", "gen"):
@@ -99,7 +108,8 @@ def test_settings_are_shown(page):
 
 
 def test_only_sections_with_content_are_there(page, runs, tmp_path):
-    everything = ["reconstructions", "generated", "tables", "figures", "questions", "fills", "training"]
+    everything = ["reconstructions", "generated", "tables", "figures", "questions"]
+    everything += ["sampling", "fills", "training"]
     assert sections_of(page) == [*everything, "metrics", "runs", "left-out"]
     shutil.copytree(
         runs / "sixty", tmp_path / "runs" / "sixty", ignore=shutil.ignore_patterns("eval", "*.jsonl")
