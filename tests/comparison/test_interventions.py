@@ -63,7 +63,7 @@ def test_one_that_is_other_besides_has_none_and_seeds_find_their_own(runs):
 
 def test_the_report_draws_arrows_from_the_plain_tokenizer(runs):
     charts = {chart.name: chart for chart in build_charts(list(runs.values()))}
-    chart = charts["fd_efficientnet_lite0_both"]
+    chart = charts["fd_both_fd_efficientnet_lite0"]
     ends = {
         tuple(number(mark[key]) for key in ("of reconstructions", "of generated images", "x2", "y2"))
         for mark in marks(chart, "rule mark")
