@@ -215,7 +215,9 @@ def _both_chart(generators: list[Run], metric: str) -> Figure | None:
         return None
     caption = f"As rFID against gFID, but of features of {OTHER_DISTANCES[metric]}; lower is better."
     drawing, about_arrows = _draw_both(points, {}, "of reconstructions", "of generated images")
-    return Figure(f"{metric}_both", f"{metric} of both against each other", caption + about_arrows, drawing)
+    return Figure(
+        f"fd_both_{metric}", f"{metric} of both against each other", caption + about_arrows, drawing
+    )
 
 
 def _points_of_both(generators: list[Run], of_tokenizer: str, of_generator: str) -> list[tuple[Run, Point]]:
