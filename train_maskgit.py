@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 
-from data.frames import Draw, content_fingerprint, leave_signals_to_parent
+from data.frames import Draw, Frame, content_fingerprint, leave_signals_to_parent
 from errors import command
 from models.elastic import ElasticTiTok
 from models.maskgit import MaskGIT, masked_token_loss
@@ -20,6 +20,7 @@ from models.sampling import check_order
 from models.storage import build_generator, fingerprint, load_tokenizer
 from models.tokenizer import Tokenizer
 from training.config import GeneratorConfig, parse_arguments
+from training.exported import codes_fingerprint, exported_tokens
 from training.finished import load_guide
 from training.optimizer import build_optimizer
 from training.parallel import accumulate, shard
@@ -31,6 +32,7 @@ from training.tokens import (
     condition_array,
     condition_values,
     labels_fingerprint,
+    name_skipped,
     token_caches,
 )
 
@@ -50,19 +52,11 @@ def train(run: Run) -> None:
     config = run.config
     model, data = config.model, config.data
 
-    # Tokens of the frames, computed here if no run did before
+    # Tokens of the frames
     tokenizer = load_tokenizer(config.tokenizer)
     tokenizer_sha256 = fingerprint(config.tokenizer)
     check_order(config.sampling.order, tokenizer, config.tokenizer)
-    caches = token_caches(config)
-    # Refuses a bad config before the hours of tokens.
-    condition_values(caches["train"].frames, model.conditions)
-    (train_tokens, train_frames), (val_tokens, val_frames) = (
-        cached_tokens(
-            run.accelerator, cache, config.training.device_batch_size, run.loader_workers, data.strict
-        )
-        for cache in caches.values()
-    )
+    (train_tokens, train_frames), (val_tokens, val_frames), content = learned_tokens(run, tokenizer_sha256)
     conditions = condition_values(train_frames, model.conditions)
     train_conditions, val_conditions = (
         condition_array(frames, conditions) for frames in (train_frames, val_frames)
@@ -79,7 +73,6 @@ def train(run: Run) -> None:
     val_set = TokenDataset(
         val_tokens, val_conditions, model.mask_schedule, config.run.seed, flip=False, condition_dropout=0.0
     )
-    content = content_fingerprint(Path(data.frames) / "train", train_frames, times=False)
     data_key = f"{tokenizer_sha256} {content}"
     if conditions:  # then it learns the labels, too
         data_key += f" {labels_fingerprint(train_frames, model.conditions)}"
@@ -109,6 +102,32 @@ def train(run: Run) -> None:
         if checkpoint:
             run.save(step)
     run.finish()
+
+
+def learned_tokens(
+    run: Run, tokenizer_sha256: str
+) -> tuple[tuple[np.ndarray, list[Frame]], tuple[np.ndarray, list[Frame]], str]:
+    """Tokens and frames of train and of val, and a fingerprint of the training's.
+
+    They are a dataset's where the config names one, otherwise computed here if no run did before.
+    """
+    config, data = run.config, run.config.data
+    if data.tokens_from:
+        splits = exported_tokens(config, tokenizer_sha256)
+        if run.is_main:
+            name_skipped([name for *_, broken in splits.values() for name in broken])
+        train, val = ((codes, frames) for codes, frames, _ in splits.values())
+        return train, val, codes_fingerprint(*train)
+    caches = token_caches(config)
+    # Refuses a bad config before the hours of tokens.
+    condition_values(caches["train"].frames, config.model.conditions)
+    train, val = (
+        cached_tokens(
+            run.accelerator, cache, config.training.device_batch_size, run.loader_workers, data.strict
+        )
+        for cache in caches.values()
+    )
+    return train, val, content_fingerprint(Path(data.frames) / "train", train[1], times=False)
 
 
 class Networks:

@@ -23,7 +23,7 @@ SETTINGS = {"titok_64": "100 epochs", "titok_64_big": "big set", "mae_64_big": "
 # What may differ between two runs of one training: where things lie, how they are computed and logged.
 # Tokenizers are compared by what they are.
 NEUTRAL = {
-    *("run", "tokenizer", "data.frames", "data.tokens", "data.workers", "data.strict"),
+    *("run", "tokenizer", "data.frames", "data.tokens", "data.tokens_from", "data.workers", "data.strict"),
     *("model.encoder.weights", "model.decoder.weights", "losses.lpips_weights", "losses.convnext_weights"),
     *("training.device_batch_size", "training.precision", "training.compile"),
     *("training.gradient_checkpointing", "training.log_every", "training.validate_every"),

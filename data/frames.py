@@ -32,24 +32,20 @@ class Frame(NamedTuple):
     scene: str | None
 
 
-def list_frames(
-    frames: str | Path,
-    split: str,
-    timeofday: list[str] | None = None,
-    weather: list[str] | None = None,
-    scene: list[str] | None = None,
-    count: int | None = None,
-) -> list[Frame]:
-    """The frames of a split that have one of each listed attribute, the first `count` of them.
+def list_frames(frames: str | Path, split: str, **subset: list[str] | int | None) -> list[Frame]:
+    """The frames of a split that a subset takes, as choose_subset has them, in its order.
 
-    The order is by a salted hash of the file name: it is the same on every machine, looks random, and the
-    order among frames stays when others are added. Raises UserError where there are too few.
+    Raises UserError where there are too few, or none.
     """
-    metadata = Path(frames) / split / "metadata.jsonl"
+    chosen = [frame for frame, _ in read_metadata(frames, split)]
+    return choose_subset(chosen, _metadata(frames, split), **subset)
+
+
+def read_metadata(frames: str | Path, split: str) -> Iterator[tuple[Frame, dict]]:
+    """Each frame of a split's metadata.jsonl with all that its line says. Raises UserError on a wrong one."""
+    metadata = _metadata(frames, split)
     if not metadata.is_file():
         raise UserError(f"{metadata}: no frames there; make them with extract_frames.py --out {frames}")
-    wanted = {"timeofday": timeofday, "weather": weather, "scene": scene}
-    chosen, number = [], 0
     with metadata.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -59,18 +55,42 @@ def list_frames(
                 "".join(words).encode()  # no halves of surrogate pairs
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise UserError(f"{metadata}: line {number} is not a frame's; extract again") from error
-            if all(values is None or getattr(frame, name) in values for name, values in wanted.items()):
-                chosen.append(frame)
-    asked = ", ".join(f"{name} in {values}" for name, values in wanted.items() if values is not None)
+            yield frame, record
+
+
+def choose_subset(
+    frames: list[Frame],
+    source: str | Path,
+    timeofday: list[str] | None = None,
+    weather: list[str] | None = None,
+    scene: list[str] | None = None,
+    count: int | None = None,
+) -> list[Frame]:
+    """The frames that have one of each listed attribute, the first `count` of them.
+
+    The order is by a salted hash of the file name: it is the same on every machine, looks random, and the
+    order among frames stays when others are added. Raises UserError, naming the source, where there are too
+    few.
+    """
+    wanted = {"timeofday": timeofday, "weather": weather, "scene": scene}
+    wanted = {name: values for name, values in wanted.items() if values is not None}
+    chosen = [
+        frame for frame in frames if all(getattr(frame, name) in values for name, values in wanted.items())
+    ]
+    asked = ", ".join(f"{name} in {values}" for name, values in wanted.items())
     if not chosen:
-        raise UserError(f"{metadata}: none of its {number} frames has {asked or 'a file name'}")
+        raise UserError(f"{source}: none of its {len(frames)} frames has {asked or 'a file name'}")
     if count is not None and len(chosen) < count:
         raise UserError(
-            f"{metadata}: {len(chosen)} frames{' with ' + asked if asked else ''}, but the config's count is "
+            f"{source}: {len(chosen)} frames{' with ' + asked if asked else ''}, but the config's count is "
             f"{count}; extract more or lower the count"
         )
     chosen.sort(key=lambda frame: hashlib.blake2b(frame.file_name.encode(), key=SUBSET_SALT).digest())
     return chosen[:count]
+
+
+def _metadata(frames: str | Path, split: str) -> Path:
+    return Path(frames) / split / "metadata.jsonl"
 
 
 def frames_fingerprint(frames: list[Frame]) -> str:

@@ -56,7 +56,8 @@ def make_frames(folder: Path, train: int, val: int, size: tuple[int, int] = (48,
             (folder / split / name).parent.mkdir(parents=True, exist_ok=True)
             coarse.resize(size, Image.Resampling.BICUBIC).save(folder / split / name, quality=95)
             timeofday = "night" if number % 2 else "daytime"
-            record = {"file_name": name, "timeofday": timeofday, "weather": None, "scene": None}
+            record = {"file_name": name, "video": f"video{number % 5}", "frame": number + 1}
+            record |= {"timestamp_ms": 100 * number, "weather": None, "scene": None, "timeofday": timeofday}
             lines.append(json.dumps(record))
         (folder / split / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return folder

@@ -203,7 +203,8 @@ def facts_of(run: FinishedRun, config: dict) -> dict[str, str | int]:
         init = config["model"].get("encoder", {}).get("init")
         if init:
             facts["encoder starts from"] = "random weights" if init in FROM_SCRATCH else init
-    facts["training frames"] = describe_frames(config["data"]["frames"], "train", config["data"]["train"])
+    frames = config["data"].get("tokens_from") or config["data"]["frames"]
+    facts["training frames"] = describe_frames(frames, "train", config["data"]["train"])
     facts["step"] = f"{run.step} (EMA weights)"
     return facts
 

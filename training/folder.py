@@ -16,8 +16,8 @@ from training.config import parse_yaml, save_config
 from training.sections import Section
 
 # What may change when a run goes on: the rest of a config decides what its weights mean.
-MAY_CHANGE = {"run", "data.workers", "data.strict", "data.frames", "data.tokens", "training"}
-MAY_CHANGE |= {"sampling", "guide"}
+MAY_CHANGE = {"run", "data.workers", "data.strict", "training", "sampling", "guide"}
+MAY_CHANGE |= {"data.frames", "data.tokens", "data.tokens_from"}
 MUST_STAY = {"run.seed", "training.global_batch_size"}
 PARTS = (".", "model", "samples", "analysis", "checkpoints")  # where a run writes
 

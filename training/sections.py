@@ -105,6 +105,7 @@ class GeneratorData(DataSection):
     """Frames whose tokens are learned; the tokens are kept in a folder of their own."""
 
     tokens: PathText = "tokens"
+    tokens_from: PathText | None = None  # a dataset of pretokenize.py --export, which then has them all
     precision: Precision = "fp32"  # in which they are computed; see training.precision
 
 

@@ -76,6 +76,11 @@ class TokenCache:
         """Whether all codes are there and put together."""
         return (self.folder / "tokens.json").exists()
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256, in hex, of the file of all codes, which is there."""
+        return json.loads((self.folder / "tokens.json").read_text())["tokens_sha256"]
+
     def missing(self, *parts: tuple[int, int]) -> list[range]:
         """The chunks of frames' places that aren't there, of part (i, n) of part (i, n) … of all."""
         chunks = [] if self.is_whole else self.chunks
@@ -111,15 +116,13 @@ class TokenCache:
                     parts, seen = [together[len(chunk) :]], seen - len(chunk)
         accelerator.wait_for_everyone()
 
-    def put_together(self) -> None:
-        """Make one file of all chunks."""
-        self._save(np.concatenate([_load_array(self._path(chunk)) for chunk in self.chunks]))
+    def finish(self, device: torch.device, workers: int) -> None:
+        """Make one file of all chunks, and look again for the frames that could not be read.
 
-    def mend(self, device: torch.device, workers: int) -> None:
-        """Look again for the frames that could not be read: it may have been a disk's bad moment.
-
-        What is left of the chunks goes.
+        That may have been a disk's bad moment. What is left of the chunks goes.
         """
+        if not self.is_whole:
+            self._save(np.concatenate([_load_array(self._path(chunk)) for chunk in self.chunks]))
         remove_leftovers(self.folder, alone=True)
         for chunk in self.chunks:
             self._path(chunk).unlink(missing_ok=True)
@@ -190,7 +193,7 @@ class TokenCache:
             "frames": str(self.split_folder),
             "num_frames": len(tokens) - len(broken),
             "broken": [self.frames[place].file_name for place in broken],
-            "tokens_sha256": _sha256(self.folder / "tokens.npy"),
+            "tokens_sha256": file_sha256(self.folder / "tokens.npy"),
         }
         with write_whole(self.folder / "tokens.json") as part:
             part.write_text(json.dumps(record, indent=2))
@@ -198,8 +201,7 @@ class TokenCache:
     def _load(self) -> np.ndarray:
         path = self.folder / "tokens.npy"
         try:
-            checksum = json.loads((self.folder / "tokens.json").read_text())["tokens_sha256"]
-            if _sha256(path) != checksum:
+            if file_sha256(path) != self.sha256:
                 raise ValueError("it is not what was written")
             return np.load(path, mmap_mode="r")
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -244,15 +246,19 @@ def cached_tokens(
         if not cache.is_whole:
             cache.compute(accelerator, batch_size, workers)
         if accelerator.is_main_process:
-            if not cache.is_whole:
-                cache.put_together()
-            cache.mend(accelerator.device, workers)
+            cache.finish(accelerator.device, workers)
         accelerator.wait_for_everyone()
     tokens, frames, broken = cache.load(strict)
-    if broken and accelerator.is_main_process:
+    if accelerator.is_main_process:
+        name_skipped(broken)
+    return tokens, frames
+
+
+def name_skipped(broken: list[str]) -> None:
+    """Say on stderr which frames could not be read, if any."""
+    if broken:
         listed = ", ".join(broken[:5]) + (", …" if len(broken) > 5 else "")
         print(f"{len(broken)} frames could not be used and were skipped: {listed}", file=sys.stderr)
-    return tokens, frames
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
@@ -273,7 +279,8 @@ def _load_array(path: Path) -> np.ndarray | None:
     return np.load(io.BytesIO(content)) if whole else None
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256, in hex, of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
