@@ -45,17 +45,19 @@ def write_parquet(path: Path, file: TokenFile) -> None:
     A file's dictionary of codes makes a token take as many bits as the codebook needs. `about` is JSON in the
     schema's metadata under "tokens".
     """
-    _, views, length = file.codes.shape
-    kind = pa.list_(pa.from_numpy_dtype(file.codes.dtype), length)
+    frames, views, length = file.codes.shape
+    # Not lists of a fixed size: of those Arrow 24 can read no nulls
+    kind = pa.list_(pa.from_numpy_dtype(file.codes.dtype))
+    starts = pa.array(np.arange(0, frames * length + 1, length, dtype=np.int32))
     columns = {
         name: pa.array([row[name] for row in file.rows], column_kind) for name, column_kind in COLUMNS.items()
     }
     for place, name in enumerate(VIEWS):
         if place < views:
             flat = pa.array(file.codes[:, place].reshape(-1))
-            columns[name] = pa.FixedSizeListArray.from_arrays(flat, type=kind)
+            columns[name] = pa.ListArray.from_arrays(starts, flat, type=kind)
         else:
-            columns[name] = pa.nulls(len(file.rows), kind)
+            columns[name] = pa.nulls(frames, kind)
     table = pa.table(columns).replace_schema_metadata({"tokens": json.dumps(file.about)})
     pq.write_table(table, path, compression="zstd")
 

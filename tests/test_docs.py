@@ -19,7 +19,8 @@ from tests.test_extract_frames import run_here
 
 # In the order in which a reader would come to them
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ["frames", "configs", "tokenizers", "generation"])]
-PAGES += [f"docs/{name}.md" for name in ["evaluation", "tokens", "report", "study", "speed", "reliability"]]
+PAGES += [f"docs/{name}.md" for name in ["datasets", "evaluation", "tokens", "report", "study", "speed"]]
+PAGES += ["docs/reliability.md"]
 # What takes more than a test's folder has, and the test that runs it
 ELSEWHERE = {
     "push_to_hub.py": "test_push_to_hub.py",

@@ -31,9 +31,9 @@ def tiny_tokenizer(seed):
 def workplace(tmp_path, monkeypatch):
     """A folder with 20 frames of 5 clips to train on and 7 to validate, a tokenizer, a generator's config.
 
-    A file has at most 8 frames: two of the training's clips.
+    A file has at most 9 frames: two of the training's clips.
     """
-    monkeypatch.setattr(training.export, "FRAMES_A_FILE", 8)
+    monkeypatch.setattr(training.export, "FRAMES_A_FILE", 9)
     make_frames(tmp_path / "frames", train=20, val=7)
     save_model(tiny_tokenizer(seed=0), tmp_path / "tokenizer")
     places = {name: tmp_path / name for name in ("tokenizer", "frames", "tokens", "runs")}
