@@ -110,7 +110,7 @@ class MaskGIT(nn.Module):
         """
         if conditions is None:
             conditions = tokens.new_zeros(len(tokens), len(self.conditions))
-        asked = [embed(column) for embed, column in zip(self.condition_embeddings, conditions.unbind(dim=1))]
+        asked = [embed(conditions[:, place]) for place, embed in enumerate(self.condition_embeddings)]
         x = torch.cat([*(each[:, None] for each in asked), self.embedding(tokens) + self.positions], dim=1)
         x = self.norm(self.blocks(self.stem(x)))[:, -self.num_tokens :]
         if self.head is None:

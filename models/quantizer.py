@@ -78,7 +78,9 @@ class VectorQuantizer(nn.Module):
             flat = rearrange(latents, "... d -> (...) d")
 
             with torch.no_grad():
-                codes = [squared_distances(chunk, codebook).argmin(dim=1) for chunk in flat.split(CHUNK)]
+                # a program for any batch can't know how many chunks there are
+                chunks = [flat] if torch.compiler.is_exporting() else flat.split(CHUNK)
+                codes = [squared_distances(chunk, codebook).argmin(dim=1) for chunk in chunks]
                 codes = torch.cat(codes).view(latents.shape[:-1])
             nearest = F.embedding(codes, codebook)
 
