@@ -44,7 +44,11 @@ $(ENV)/installed: requirements.txt bootstrap_env.py
 	$(PYTHON) bootstrap_env.py $(ENV) requirements.txt
 	@touch $@
 
-test: $(ENV)/installed
+$(ENV)/installed-export: requirements-export.txt | $(ENV)/installed
+	$(PY) -m pip install --quiet -r requirements-export.txt
+	@touch $@
+
+test: $(ENV)/installed $(ENV)/installed-export
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest --numprocesses $(shell nproc) --dist worksteal

@@ -19,8 +19,8 @@ from tests.test_extract_frames import run_here
 
 # In the order in which a reader would come to them
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ["frames", "configs", "tokenizers", "generation"])]
-PAGES += [f"docs/{name}.md" for name in ["datasets", "evaluation", "tokens", "report", "study", "speed"]]
-PAGES += ["docs/reliability.md"]
+PAGES += [f"docs/{name}.md" for name in ["datasets", "evaluation", "tokens", "export", "report", "study"]]
+PAGES += ["docs/speed.md", "docs/reliability.md"]
 # What takes more than a test's folder has, and the test that runs it
 ELSEWHERE = {
     "push_to_hub.py": "test_push_to_hub.py",
@@ -29,6 +29,7 @@ ELSEWHERE = {
     "report.py --source": "test_report.py",
     "--times 10 ": "test_extract_frames.py",
     "bench.py": "test_bench.py",
+    "export.py": "test_export.py",
     "multi_node.yaml": "test_launchers.py",
     "--num_processes 8": "test_launchers.py",
 }
