@@ -74,7 +74,7 @@ def test_a_run_is_its_checkpoint(workplace, runs):
     assert run.config.training.freeze_projection and run.config.data.train.count == 12_454
 
     run = read_run(runs / "gen")
-    generator, tokenizer = load_with_tokenizer(run)
+    generator, tokenizer, _ = load_with_tokenizer(run)
     assert run.step == 300 and read_provenance(runs / "gen" / "model")["tokenizer_sha256"] == fingerprint(
         runs / "mae"
     )
