@@ -15,6 +15,7 @@ from PIL import Image
 from metrics.inception import RandomInceptionFeatures
 from tests.clips import write_clip
 from tests.conftest import ROOT, TINY_GENERATOR, TINY_TOKENIZER, run_script
+from tests.models.source_files import save_file_of
 from tests.test_extract_frames import run_here
 
 # In the order in which a reader would come to them
@@ -69,6 +70,10 @@ def folder(tmp_path):
         (configs / f"{name}.yaml").write_text(tiny)
     (configs / "elastic_64.yaml").write_text("base: mae_64.yaml\nmodel: {elastic: true, num_tokens: 64}\n")
     (configs / "wide_mae_112.yaml").write_text("base: mae_64.yaml\nmodel: {image_size: [128, 192]}\n")
+    (configs / "denoised_64.yaml").write_text("base: mae_64.yaml\ncorruption: {patches: 0.7, noise: 3}\n")
+    save_file_of("dinov2", "authors", tmp_path / "dinov2.pth")
+    aligned = "{weight: 0.5, init: dinov2, weights: dinov2.pth, block: 2, width: 64, depth: 2, heads: 2}"
+    (configs / "aligned_64.yaml").write_text(f"base: mae_64.yaml\nalignment: {aligned}\n")
     vqgan = "{kind: vqgan, image_size: 32, channels: 32, multipliers: [1, 1], blocks: 1}"
     (configs / "vqgan.yaml").write_text(f"base: mae_64.yaml\nmodel: {vqgan}\n")
     generator = TINY_GENERATOR.format(frames="frames", runs="runs", tokens="tokens", tokenizer="runs/mae_64")

@@ -304,7 +304,8 @@ def test_a_point_says_its_run(window):
     chart = window.locator("#chart-generator_accuracy")
     said = window.locator("#vg-tooltip-element")
     chart.scroll_into_view_if_needed()
-    chart.locator("[aria-roledescription=point]").last.hover(force=True)
+    box = chart.locator("[aria-roledescription=point]").last.bounding_box()
+    window.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=3)
     said.locator("td").first.wait_for()
     assert said.locator("h2").inner_text() == "gen"
     rows = said.locator("tr").evaluate_all(
