@@ -211,12 +211,12 @@ def _rfid_gfid_chart(generators: list[Run], tables: list[Table]) -> Figure | Non
 def _both_chart(generators: list[Run], metric: str) -> Figure | None:
     """For each generator, the Fréchet distance that isn't FID of its tokenizer, and its own."""
     points = _points_of_both(generators, metric, metric)
-    if not points:
+    if len(points) < 2:
         return None
     caption = f"As rFID against gFID, but of features of {OTHER_DISTANCES[metric]}; lower is better."
     drawing, about_arrows = _draw_both(points, {}, "of reconstructions", "of generated images")
     return Figure(
-        f"fd_both_{metric}", f"{metric} of both against each other", caption + about_arrows, drawing
+        f"fd_both_{metric}", f"Reconstruction against generation: {metric}", caption + about_arrows, drawing
     )
 
 
