@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.elastic import ElasticTiTok
+from models.elastic import ElasticTiTok, draw_lengths, first_tokens
 from models.titok import TiTok
 from training.corruption import draw_corruption, draw_kept, draw_noise, draw_visible
 from training.sections import CorruptionSection
@@ -42,6 +42,14 @@ def test_what_is_off_is_not_drawn():
     assert drawn.kept is not None and drawn.visible is drawn.noise is drawn.share is None
     elastic = draw_corruption(ElasticTiTok(**OPTIONS), CorruptionSection(), 0, 1, indices)
     assert elastic.kept is not None and elastic.visible is elastic.noise is None
+
+
+def test_an_elastic_tokenizer_keeps_the_first_tokens_that_are_not_hidden():
+    tokenizer, indices = ElasticTiTok(**OPTIONS), torch.arange(200)
+    kept = draw_corruption(tokenizer, CorruptionSection(tokens=0.5), 0, 1, indices).kept
+    first = first_tokens(draw_lengths(8, 0, 1, indices), 8)
+    assert torch.equal(kept, first & draw_kept(8, 0.5, 0, 1, indices))
+    assert not torch.equal(kept, first) and not first.all()
 
 
 def expected_share(most):
